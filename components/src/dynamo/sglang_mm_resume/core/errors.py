@@ -1,0 +1,62 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Every error this component raises on purpose.
+
+    ResumeError
+    ├── PoolError         a block or a lease was used against its rules: a bug on this side
+    ├── IllegalEvent      a state table has no row for what happened: a bug on this side
+    ├── ProtocolError     the peer said something that the protocol does not allow
+    ├── Refused           a well-formed wish that is turned down, with a reason
+    └── TransferFailed    bytes did not arrive, or the transfer was given up
+
+The workers turn these into HTTP answers in one place (workers/errors.py).
+"""
+
+from enum import StrEnum
+
+
+class ResumeError(Exception):
+    """Base class; never raised itself."""
+
+
+class PoolError(ResumeError):
+    """A block or a lease was used against its rules (double release, foreign lease)."""
+
+
+class IllegalEvent(ResumeError):
+    """A transfer met an event that its state does not allow."""
+
+
+class ProtocolError(ResumeError):
+    """A peer's message is malformed, stale, or contradicts what was agreed."""
+
+
+class Reason(StrEnum):
+    """Why a wish is refused. The value travels on the wire and labels a metric."""
+
+    VERSION = "version"  # the peers speak different protocol versions
+    LAYOUT = "layout"  # model, width, dtype or block size differ
+    OVERLOADED = "overloaded"  # a limit of this worker is reached: try again later
+    TIMEOUT = "timeout"  # no block became free in time: try again later
+    TOO_LONG = "too_long"  # the embedding can never fit (index-based slots, context length)
+    UNKNOWN_TRANSFER = "unknown_transfer"  # no live transfer of that name
+    DUPLICATE = "duplicate"  # a transfer id was used twice; retries need a fresh one
+    BAD_REQUEST = "bad_request"  # the message or the media is wrong: the sender must change it
+    SHUTTING_DOWN = "shutting_down"  # this worker drains: use another
+
+
+#: Refusals that another worker, or the same one a moment later, might not give.
+RETRYABLE = frozenset({Reason.OVERLOADED, Reason.TIMEOUT, Reason.SHUTTING_DOWN})
+
+
+class Refused(ResumeError):
+    """A wish was turned down. `reason` decides the HTTP status, the text says what to change."""
+
+    def __init__(self, reason: Reason, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message
+
+
+class TransferFailed(ResumeError):
+    """A transfer ended without its bytes."""

@@ -1,0 +1,337 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that crosses a process boundary, as frozen models that refuse unknown fields.
+
+Three channels carry them (docs/protocol.md §2):
+    control   dicts over Dynamo endpoints: `Hello`, `Reserve`, `Resume`, `Abort` to a prefill worker;
+              `Forward`, `Close` to an encode worker; each answered by one message
+    stream    dicts an encode worker yields while it serves `Encode`: `Sized`, then `Sent` per grant
+    notice    JSON bytes that NIXL delivers after a chunk's data: `ChunkNotice`
+"""
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused
+from dynamo.sglang_mm_resume.core.layout import PROTOCOL_VERSION, Layout, blocks_for
+
+TransferId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[0-9A-Za-z_-]+$")]
+Tokens = Annotated[int, Field(ge=0)]
+BlockIndex = Annotated[int, Field(ge=0)]
+
+
+class Message(BaseModel):
+    """Base of all messages. `v` is the protocol version; a peer of another is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    v: int = PROTOCOL_VERSION
+
+
+class Grant(Message):
+    """Blocks of the receiver's pool that one transfer may write until it expires (R8).
+
+    Token `first_token + i` goes to row `i % block_size` of `blocks[i // block_size]`. The writer
+    posts `chunk_blocks` blocks at a time; each post is one chunk with one notice. It starts no
+    post later than `valid_s` seconds, on its own clock, after the grant reached it.
+    """
+
+    op: Literal["grant"] = "grant"
+    transfer_id: TransferId
+    generation: int = Field(ge=0)
+    first_token: Tokens
+    blocks: tuple[BlockIndex, ...] = Field(min_length=1)
+    block_size: int = Field(gt=0)
+    chunk_blocks: int = Field(gt=0)
+    valid_s: float = Field(gt=0)
+    #: False for index-based slots: what does not fit this grant can never be sent.
+    resumable: bool = True
+
+    @property
+    def capacity(self) -> int:
+        """Tokens that the granted blocks hold."""
+        return len(self.blocks) * self.block_size
+
+    @property
+    def end_token(self) -> int:
+        return self.first_token + self.capacity
+
+    @property
+    def num_chunks(self) -> int:
+        return blocks_for(len(self.blocks), self.chunk_blocks)
+
+
+class Chunk(BaseModel):
+    """One post of a grant: which tokens go to which of the receiver's blocks."""
+
+    model_config = ConfigDict(frozen=True)
+
+    generation: int
+    index: int
+    first_token: int
+    num_tokens: int
+    blocks: tuple[int, ...]
+
+
+def chunks_of(grant: Grant, total_tokens: int) -> list[Chunk]:
+    """The posts that fill `grant`, given the transfer's length; both sides cut alike."""
+    chunks = []
+    for index in range(grant.num_chunks):
+        skipped = index * grant.chunk_blocks
+        first_token = grant.first_token + skipped * grant.block_size
+        blocks = grant.blocks[skipped : skipped + grant.chunk_blocks]
+        num_tokens = min(len(blocks) * grant.block_size, total_tokens - first_token)
+        if num_tokens <= 0:
+            break
+        used = blocks[: blocks_for(num_tokens, grant.block_size)]
+        chunks.append(
+            Chunk(
+                generation=grant.generation,
+                index=index,
+                first_token=first_token,
+                num_tokens=num_tokens,
+                blocks=used,
+            )
+        )
+    return chunks
+
+
+class ReceiverName(Message):
+    """Where a grant's blocks are: a Dynamo instance and the NIXL agent inside it."""
+
+    op: Literal["receiver"] = "receiver"
+    instance_id: int
+    agent: str = Field(min_length=1)
+
+
+class Hello(Message):
+    """First contact of an encode worker with a prefill worker (R10)."""
+
+    op: Literal["hello"] = "hello"
+    layout: Layout
+    agent: str = Field(min_length=1)
+    metadata: bytes
+    instance_id: int
+
+
+class Welcome(Message):
+    """Answer to `Hello`: all an encode worker needs to write into the pool."""
+
+    op: Literal["welcome"] = "welcome"
+    layout: Layout
+    agent: str = Field(min_length=1)
+    metadata: bytes
+    base_address: int = Field(gt=0)
+    num_blocks: int = Field(gt=0)
+    memory: Literal["DRAM", "VRAM"]
+    device_id: int = Field(ge=0)
+
+
+class Reserve(Message):
+    """Ask for the default grant, before the length is known (R3)."""
+
+    op: Literal["reserve"] = "reserve"
+    transfer_id: TransferId
+    writer_instance_id: int
+    priority: int = 0
+
+
+class Granted(Message):
+    """Blocks were granted. `max_prompt_tokens` is what the engine accepts, expanded."""
+
+    op: Literal["granted"] = "granted"
+    grant: Grant
+    receiver: ReceiverName
+    max_prompt_tokens: int = Field(gt=0)
+
+
+class Resume(Message):
+    """Ask for room for what remains after `sent_tokens`.
+
+    `wait` False is the try-grant: blocks at once or `NoBlocks` (R4). With `wait` True the
+    receiver first takes back every block of the transfer, then queues it.
+    """
+
+    op: Literal["resume"] = "resume"
+    transfer_id: TransferId
+    sent_tokens: Tokens
+    total_tokens: int = Field(gt=0)
+    wait: bool
+
+
+class NoBlocks(Message):
+    """A try-grant found no room; the writer goes on with what it has."""
+
+    op: Literal["no_blocks"] = "no_blocks"
+
+
+class Abort(Message):
+    """Give a transfer up. `writer_closed`: the writer has confirmed that nothing is in flight."""
+
+    op: Literal["abort"] = "abort"
+    transfer_id: TransferId
+    writer_closed: bool
+    why: str = ""
+
+
+class Forward(Message):
+    """A further grant, on its way from the prefill worker to the writer."""
+
+    op: Literal["forward"] = "forward"
+    grant: Grant
+
+
+class Close(Message):
+    """Write no more for this transfer; answered once nothing is in flight any more."""
+
+    op: Literal["close"] = "close"
+    transfer_id: TransferId
+
+
+class Ping(Message):
+    """Is this worker alive? Answered by `Done`."""
+
+    op: Literal["ping"] = "ping"
+
+
+class Done(Message):
+    """The wish was carried out; there is nothing to return."""
+
+    op: Literal["done"] = "done"
+
+
+class Refusal(Message):
+    """The wish was turned down (`Refused` on the other side)."""
+
+    op: Literal["refusal"] = "refusal"
+    reason: Reason
+    message: str
+
+    @classmethod
+    def of(cls, error: Refused) -> "Refusal":
+        return cls(reason=error.reason, message=error.message)
+
+    def as_error(self) -> Refused:
+        return Refused(self.reason, self.message)
+
+
+class Media(BaseModel):
+    """One media item of a request, as the frontend hands it over."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    modality: Literal["image"]
+    url: str = Field(min_length=1)
+
+
+class Encode(Message):
+    """Encode one media item and write it into the granted blocks. Answered by a stream."""
+
+    op: Literal["encode"] = "encode"
+    transfer_id: TransferId
+    media: Media
+    grant: Grant
+    receiver: ReceiverName
+
+
+class Sized(Message):
+    """The embedding's length and grid, known before the vision tower has run."""
+
+    op: Literal["sized"] = "sized"
+    total_tokens: int = Field(gt=0)
+    grid: tuple[int, ...]
+    content_hash: str = Field(pattern="^[0-9a-f]{16}$")
+
+
+class Sent(Message):
+    """All chunks of one grant are written. `sent_tokens` counts from the embedding's start."""
+
+    op: Literal["sent"] = "sent"
+    generation: int
+    sent_tokens: int = Field(gt=0)
+    num_bytes: int = Field(ge=0)
+
+
+class Received(BaseModel):
+    """One media item of a `generate` request: the transfer that carries it and its shape."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    transfer_id: TransferId
+    modality: Literal["image"]
+    total_tokens: int = Field(gt=0)
+    grid: tuple[int, ...]
+    content_hash: str = Field(pattern="^[0-9a-f]{16}$")
+
+
+class ChunkNotice(Message):
+    """Aux data of a chunk, delivered by NIXL after the chunk's bytes (R8, R9)."""
+
+    op: Literal["chunk"] = "chunk"
+    transfer_id: TransferId
+    generation: int = Field(ge=0)
+    chunk: int = Field(ge=0)
+    first_token: Tokens
+    num_tokens: int = Field(gt=0)
+    total_tokens: int = Field(gt=0)
+
+
+PrefillRequest = Annotated[
+    Hello | Reserve | Resume | Abort | Ping, Field(discriminator="op")
+]
+PrefillReply = Annotated[
+    Welcome | Granted | NoBlocks | Done | Refusal, Field(discriminator="op")
+]
+EncodeControl = Annotated[Forward | Close | Ping, Field(discriminator="op")]
+EncodeControlReply = Annotated[Done | Refusal, Field(discriminator="op")]
+EncodeEvent = Annotated[Sized | Sent | Refusal, Field(discriminator="op")]
+
+PREFILL_REQUEST: TypeAdapter[PrefillRequest] = TypeAdapter(PrefillRequest)
+PREFILL_REPLY: TypeAdapter[PrefillReply] = TypeAdapter(PrefillReply)
+ENCODE_CONTROL: TypeAdapter[EncodeControl] = TypeAdapter(EncodeControl)
+ENCODE_CONTROL_REPLY: TypeAdapter[EncodeControlReply] = TypeAdapter(EncodeControlReply)
+ENCODE_EVENT: TypeAdapter[EncodeEvent] = TypeAdapter(EncodeEvent)
+ENCODE: TypeAdapter[Encode] = TypeAdapter(Encode)
+CHUNK_NOTICE: TypeAdapter[ChunkNotice] = TypeAdapter(ChunkNotice)
+RECEIVED: TypeAdapter[list[Received]] = TypeAdapter(list[Received])
+
+T = TypeVar("T")
+
+
+def parse(adapter: TypeAdapter[T], payload: Any) -> T:
+    """Check a peer's dict. Raises `Refused` for another version, `ProtocolError` otherwise."""
+    version = payload.get("v", PROTOCOL_VERSION) if isinstance(payload, dict) else PROTOCOL_VERSION
+    if version != PROTOCOL_VERSION:
+        raise Refused(
+            Reason.VERSION,
+            f"the peer speaks protocol version {version!r}, this worker {PROTOCOL_VERSION}: "
+            "run the same release of this component on all workers",
+        )
+    try:
+        return adapter.validate_python(payload)
+    except ValidationError as error:
+        raise ProtocolError(_brief(error)) from error
+
+
+def parse_notice(payload: bytes) -> ChunkNotice:
+    """Check a notification's bytes. Raises `ProtocolError`."""
+    try:
+        notice = CHUNK_NOTICE.validate_json(payload)
+    except ValidationError as error:
+        raise ProtocolError(_brief(error)) from error
+    if notice.v != PROTOCOL_VERSION:
+        raise ProtocolError(f"notice of protocol version {notice.v}, expected {PROTOCOL_VERSION}")
+    return notice
+
+
+def dump(message: Message) -> dict[str, Any]:
+    """The dict that travels; bytes stay bytes (Dynamo's codec is msgpack), enums become text."""
+    fields = message.model_dump()
+    return {k: v.value if isinstance(v, Reason) else v for k, v in fields.items()}
+
+
+def _brief(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    place = ".".join(str(part) for part in first["loc"]) or "message"
+    return f"malformed message: {place}: {first['msg']} ({error.error_count()} problem(s))"

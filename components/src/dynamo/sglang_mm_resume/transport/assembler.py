@@ -1,0 +1,256 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Drives the receiving side: waits, copies and deadlines around core/receiver.py.
+
+Everything here runs on one event loop. Each effect of the core is carried out by one line of
+`_perform`; copies run in the thread pool and report back as events.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+from typing import assert_never
+
+import torch
+
+from dynamo.sglang_mm_resume.core.errors import (
+    ProtocolError,
+    Refused,
+    ResumeError,
+    TransferFailed,
+)
+from dynamo.sglang_mm_resume.core.messages import Grant, Reserve, parse_notice
+from dynamo.sglang_mm_resume.core.receiver import (
+    AskWriter,
+    Completed,
+    CopyOut,
+    Effect,
+    Ended,
+    GrantMade,
+    Receiver,
+)
+from dynamo.sglang_mm_resume.transport.memory import PoolMemory
+
+logger = logging.getLogger(__name__)
+
+#: Asks a writer (instance id) to close a transfer. True: it confirmed, or is dead and drained.
+AskWriterToClose = Callable[[int, str], Awaitable[bool]]
+
+
+@dataclass(slots=True)
+class _Waits:
+    """What others of this worker wait for in one transfer."""
+
+    granted: "asyncio.Future[Grant]"
+    complete: "asyncio.Future[torch.Tensor]"
+    rows: torch.Tensor | None = None
+
+
+@dataclass(slots=True)
+class Totals:
+    """Counters since the start, for /metrics. Tokens, bytes and plain counts."""
+
+    transfers: int = 0
+    completed: int = 0
+    failed: int = 0
+    resumes: int = 0
+    bytes: int = 0
+    malformed_notices: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+
+
+class Assembler:
+    """Turns granted blocks into embeddings."""
+
+    def __init__(
+        self,
+        receiver: Receiver,
+        memory: PoolMemory,
+        threads: Executor,
+        ask_writer: AskWriterToClose,
+        expect: Callable[[int], None],
+    ) -> None:
+        self.receiver = receiver
+        self.totals = Totals()
+        self._memory = memory
+        self._threads = threads
+        self._ask_writer = ask_writer
+        self._expect = expect
+        self._loop = asyncio.get_running_loop()
+        self._waits: dict[str, _Waits] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    # What the workers call.
+
+    async def reserve(self, message: Reserve) -> Grant:
+        """The default grant, as soon as its turn comes. Raises `Refused`."""
+        effects = self.receiver.reserve(message, time.monotonic())
+        waits = _Waits(self._loop.create_future(), self._loop.create_future())
+        self._waits[message.transfer_id] = waits
+        self.totals.transfers += 1
+        self._expect(+1)
+        self._perform(effects)
+        return await self._grant(message.transfer_id, waits)
+
+    def try_grant(self, transfer_id: str, total_tokens: int) -> Grant | None:
+        """More blocks at once, or `None`. Raises `Refused` or `ProtocolError`."""
+        now = time.monotonic()
+        grant = self.receiver.try_grant(transfer_id, total_tokens, now)
+        self._arm()
+        return grant
+
+    async def resume(self, transfer_id: str, sent_tokens: int, total_tokens: int) -> Grant:
+        """More blocks, once those of the transfer are home and its turn comes (R4)."""
+        waits = self._require(transfer_id)
+        waits.granted = self._loop.create_future()
+        self.totals.resumes += 1
+        now = time.monotonic()
+        self._perform(self.receiver.resume(transfer_id, sent_tokens, total_tokens, now))
+        return await self._grant(transfer_id, waits)
+
+    async def take(self, transfer_id: str) -> torch.Tensor:
+        """The complete embedding, `(total_tokens, width)`, on the host. `drop` it afterwards.
+
+        Raises what ended the transfer. Never waits for ever: the receiver has deadlines.
+        """
+        rows = await asyncio.shield(self._require(transfer_id).complete)
+        self.receiver.take(transfer_id)
+        return rows
+
+    def drop(self, transfer_id: str, writer_closed: bool = False, why: str = "") -> None:
+        """End a transfer in whatever state it is; unknown ones are fine."""
+        error = TransferFailed(f"transfer {transfer_id} was given up{': ' if why else ''}{why}")
+        now = time.monotonic()
+        self._perform(self.receiver.abort(transfer_id, writer_closed, error, now))
+
+    def on_notice(self, peer: str, payload: bytes) -> None:
+        """A notification from NIXL: data of a chunk is in place, or something odd."""
+        try:
+            notice = parse_notice(payload)
+        except ProtocolError as error:
+            self.totals.malformed_notices += 1
+            logger.warning("notice from %s ignored: %s", peer, error)
+            return
+        try:
+            self._perform(self.receiver.landed(notice, time.monotonic()))
+        except ResumeError as error:
+            logger.warning("notice of %s ignored: %s", notice.transfer_id, error)
+
+    async def close(self) -> None:
+        """Give up everything that is live and wait for the copies under way."""
+        for transfer_id in list(self.receiver.live):
+            self.drop(transfer_id, why="this worker shuts down")
+        if self._timer is not None:
+            self._timer.cancel()
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    @property
+    def num_tasks(self) -> int:
+        return len(self._tasks)
+
+    # Effects.
+
+    def _perform(self, effects: list[Effect]) -> None:
+        for effect in effects:
+            match effect:
+                case GrantMade(transfer_id, grant):
+                    self._hand_over(transfer_id, grant)
+                case CopyOut():
+                    self._spawn(self._copy_out(effect))
+                case Completed(transfer_id):
+                    self._complete(transfer_id)
+                case Ended(transfer_id, error):
+                    self._end(transfer_id, error)
+                case AskWriter(transfer_id, writer):
+                    self._spawn(self._settle(transfer_id, writer))
+                case _:
+                    assert_never(effect)
+        self._arm()
+
+    def _hand_over(self, transfer_id: str, grant: Grant) -> None:
+        waits = self._waits.get(transfer_id)
+        if waits is None or waits.granted.cancelled():
+            # Whoever asked is gone and cannot have told a writer: nothing is in flight.
+            self.drop(transfer_id, writer_closed=True, why="nobody waits for its grant")
+        else:
+            waits.granted.set_result(grant)
+
+    async def _copy_out(self, effect: CopyOut) -> None:
+        waits = self._waits.get(effect.transfer_id)
+        if waits is None:
+            return
+        if waits.rows is None:
+            waits.rows = self._memory.empty_rows(effect.total_tokens)
+        chunk = effect.chunk
+        rows = waits.rows[chunk.first_token : chunk.first_token + chunk.num_tokens]
+        await self._loop.run_in_executor(self._threads, self._memory.gather, chunk.blocks, rows)
+        self.totals.bytes += chunk.num_tokens * self._memory.layout.token_bytes
+        self._perform(self.receiver.copied(effect.transfer_id, chunk, time.monotonic()))
+
+    def _complete(self, transfer_id: str) -> None:
+        waits = self._waits[transfer_id]
+        if waits.rows is not None:
+            self.totals.completed += 1
+            waits.complete.set_result(waits.rows)
+
+    def _end(self, transfer_id: str, error: ResumeError) -> None:
+        self._expect(-1)
+        waits = self._waits.pop(transfer_id)
+        if waits.complete.done():
+            return
+        self.totals.failed += 1
+        self.totals.reasons[error.reason if isinstance(error, Refused) else "failed"] += 1
+        for future in (waits.granted, waits.complete):
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # mark as seen: often nobody waits any more
+        logger.info("transfer %s ended: %s", transfer_id, error)
+
+    async def _settle(self, transfer_id: str, writer: int) -> None:
+        if await self._ask_writer(writer, transfer_id):
+            self._perform(self.receiver.writer_settled(transfer_id, time.monotonic()))
+
+    # Helpers.
+
+    def _require(self, transfer_id: str) -> _Waits:
+        waits = self._waits.get(transfer_id)
+        if waits is None:
+            raise TransferFailed(f"no live transfer {transfer_id}: it timed out or was given up")
+        return waits
+
+    async def _grant(self, transfer_id: str, waits: _Waits) -> Grant:
+        try:
+            return await waits.granted
+        except asyncio.CancelledError:
+            # The asker is gone. A grant it may have missed was never passed on to a writer.
+            self.drop(transfer_id, writer_closed=True, why="its request was cancelled")
+            raise
+
+    def _spawn(self, work: "Awaitable[None]") -> None:
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+
+    def _reap(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a transfer's task failed", exc_info=task.exception())
+
+    def _arm(self) -> None:
+        deadline = self.receiver.next_deadline()
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if deadline is not None and deadline != float("inf"):
+            delay = max(0.0, deadline - time.monotonic())
+            self._timer = self._loop.call_later(delay, self._tick)
+
+    def _tick(self) -> None:
+        self._perform(self.receiver.tick(time.monotonic()))

@@ -1,0 +1,86 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""One pool tensor per worker, for life (R1), and the copies in and out of its blocks.
+
+Shape `(num_blocks, block_size, width)`. Copies block the calling thread, never the event loop:
+the drivers run them in their thread pool (R15).
+"""
+
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from dynamo.sglang_mm_resume.core.layout import Layout
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def resolve_device(name: str) -> torch.device:
+    """`auto` is the current CUDA device where there is one, else host memory."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+class PoolMemory:
+    """The bytes behind a `BlockPool`."""
+
+    def __init__(self, layout: Layout, num_blocks: int, device: torch.device) -> None:
+        self.layout = layout
+        self.num_blocks = num_blocks
+        shape = (num_blocks, layout.block_size, layout.width)
+        # empty, not zeros: host pages stay untouched until a block is first used.
+        self.tensor = torch.empty(shape, dtype=DTYPES[layout.dtype], device=device)
+        self.device = self.tensor.device
+        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+
+    @property
+    def num_bytes(self) -> int:
+        return self.num_blocks * self.layout.block_bytes
+
+    def gather(self, blocks: Sequence[int], rows: torch.Tensor) -> None:
+        """Copy the first `len(rows)` rows of `blocks` to `rows`, `(num_tokens, width)`."""
+        self._copy((rows[part], self._run(run)[: part.stop - part.start])
+                   for part, run in self._parts(blocks, len(rows)))
+
+    def scatter(self, rows: torch.Tensor, blocks: Sequence[int]) -> None:
+        """Copy `rows`, `(num_tokens, width)`, to the first rows of `blocks` (R2)."""
+        self._copy((self._run(run)[: part.stop - part.start], rows[part])
+                   for part, run in self._parts(blocks, len(rows)))
+
+    def empty_rows(self, num_tokens: int) -> torch.Tensor:
+        """A host tensor for an assembled embedding: the engine's processes take it from there."""
+        return torch.empty((num_tokens, self.layout.width), dtype=self.tensor.dtype,
+                           pin_memory=self._stream is not None)
+
+    def _copy(self, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
+        if self._stream is None:
+            for target, source in pairs:
+                target.copy_(source)
+            return
+        # NIXL and UCX know nothing of our streams: the bytes must be there when this returns.
+        with torch.cuda.stream(self._stream):
+            for target, source in pairs:
+                target.copy_(source, non_blocking=True)
+        self._stream.synchronize()
+
+    def _run(self, run: range) -> torch.Tensor:
+        return self.tensor[run.start : run.stop].view(-1, self.layout.width)
+
+    def _parts(self, blocks: Sequence[int], num_tokens: int) -> Iterator[tuple[slice, range]]:
+        """Cut `num_tokens` rows where block indices stop being adjacent: fewer, longer copies."""
+        start = 0
+        for run in adjacent_runs(blocks):
+            stop = min(start + len(run) * self.layout.block_size, num_tokens)
+            if stop > start:
+                yield slice(start, stop), run
+            start = stop
+
+
+def adjacent_runs(blocks: Sequence[int]) -> Iterator[range]:
+    """`[3, 4, 5, 9, 1, 2]` as `3..5`, `9..9`, `1..2`."""
+    start = 0
+    for end in range(1, len(blocks) + 1):
+        if end == len(blocks) or blocks[end] != blocks[end - 1] + 1:
+            yield range(blocks[start], blocks[end - 1] + 1)
+            start = end

@@ -1,0 +1,273 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""One thread that owns the NIXL agent (R15); the only file that knows NIXL's names.
+
+NIXL facts this file obeys (measured on nixl 1.5.0, UCX 1.23):
+    * the agent is not thread-safe and its own progress thread spins a core, so every call, the
+      release of handles included, is made by our thread, which polls;
+    * a WRITE's notification leaves only while the writer polls, and the WRITE ends only while the
+      receiver polls: both sides poll, fast while something is expected, calmly otherwise;
+    * a handle that is still in progress is never released: that would not stop the data;
+    * errors are exceptions; after one, the peer must be removed and met again.
+"""
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import torch
+from nixl import nixl_agent, nixl_agent_config
+
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
+from dynamo.sglang_mm_resume.core.messages import Welcome
+from dynamo.sglang_mm_resume.transport.memory import PoolMemory
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+OnNotice = Callable[[str, bytes], None]
+
+#: Seconds between polls while a transfer is live: a notice is seen within a quarter millisecond.
+BUSY_POLL_S: Final = 0.0002
+#: Seconds between polls while nothing is expected: keeps connections alive at no visible cost.
+IDLE_POLL_S: Final = 0.05
+#: Seconds of busy polling after the last activity; a first notification needs the writer's help.
+LINGER_S: Final = 0.25
+#: Makes UCX connect ahead of the first chunk (5 to 13 ms); receivers drop it.
+WARM_UP: Final = b"warm-up"
+
+
+class PeerLost(TransferFailed):
+    """The peer's NIXL agent is gone: say hello again before the next write."""
+
+
+@dataclass(slots=True)
+class _Peer:
+    blocks: Any  # prepared remote descriptor list
+    num_blocks: int
+
+
+@dataclass(slots=True)
+class _Flight:
+    peer: str
+    handle: Any
+    done: "Future[None]"
+
+
+class NixlAgent:
+    """A registered pool and the peers it exchanges blocks with. Made and used on one loop."""
+
+    def __init__(self, name: str, memory: PoolMemory, on_notice: OnNotice) -> None:
+        self.name = name
+        self.metadata = b""
+        self._memory = memory
+        self._on_notice = on_notice
+        self._loop = asyncio.get_running_loop()
+        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._expecting = 0
+        self._busy_until = 0.0
+        self._flights: list[_Flight] = []
+        self._peers: dict[str, _Peer] = {}
+        self._stopping = False
+        self._thread = threading.Thread(target=self._run, name=f"nixl-{name}", daemon=True)
+        self._agent: Any = None
+        self._local: Any = None
+        self._registration: Any = None
+
+    @property
+    def memory_kind(self) -> str:
+        """NIXL's name of the pool's memory: `DRAM` or `VRAM`."""
+        return "VRAM" if self._memory.device.type == "cuda" else "DRAM"
+
+    @property
+    def device_id(self) -> int:
+        return self._memory.device.index or 0
+
+    @property
+    def num_in_flight(self) -> int:
+        return len(self._flights)
+
+    async def start(self) -> None:
+        """Create the agent and register the pool, once (R1)."""
+        self._thread.start()
+        self.metadata = await self._call(self._create)
+
+    async def stop(self) -> None:
+        """Wait for writes in flight, deregister, end the thread. Safe to call twice."""
+        if not self._thread.is_alive():
+            return
+        self._stopping = True
+        self._commands.put(None)
+        await self._loop.run_in_executor(None, self._thread.join, 10.0)
+
+    async def connect(self, peer: Welcome) -> None:
+        """Load a receiver's metadata and prepare its block list, once per peer."""
+        if peer.layout.block_bytes != self._memory.layout.block_bytes:
+            raise ProtocolError("peers must have blocks of equal size")
+        await self._call(lambda: self._connect(peer))
+
+    async def add_writer(self, metadata: bytes) -> None:
+        """Load a writer's metadata, so that it can be probed."""
+        await self._call(lambda: self._agent.add_remote_agent(metadata))
+
+    def is_connected(self, agent: str) -> bool:
+        return agent in self._peers
+
+    async def write(
+        self, agent: str, local: Sequence[int], remote: Sequence[int], notice: bytes
+    ) -> None:
+        """WRITE local blocks to remote ones, then notify. Returns when nothing is in flight.
+
+        Raises `PeerLost` or `TransferFailed`. Cancelling the caller does not stop the write:
+        shield it, and keep the local blocks until it returns (R6).
+        """
+        landed: Future[None] = Future()
+        self._commands.put(lambda: self._post(agent, local, remote, notice, landed))
+        await asyncio.wrap_future(landed)
+
+    def expect(self, change: int) -> None:
+        """Count transfers under way (+1, -1): while there is one, poll fast."""
+        self._expecting += change
+        if change > 0:
+            self._commands.put(None)  # wakes the thread from its calm poll
+
+    async def _call(self, function: Callable[[], T]) -> T:
+        result: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                result.set_result(function())
+            except Exception as error:  # the caller decides; the thread goes on
+                result.set_exception(error)
+
+        self._commands.put(run)
+        return await asyncio.wrap_future(result)
+
+    # Everything below runs in the thread.
+
+    def _run(self) -> None:
+        if self._memory.device.type == "cuda":
+            torch.cuda.set_device(self._memory.device)
+        while not (self._stopping and not self._flights):
+            self._next_command()
+            self._poll_flights()
+            self._poll_notices()
+        self._destroy()
+
+    def _next_command(self) -> None:
+        """At most one command a round, so that a notice waits for one chunk at most."""
+        busy = self._expecting > 0 or self._flights or time.monotonic() < self._busy_until
+        try:
+            command = self._commands.get(timeout=BUSY_POLL_S if busy else IDLE_POLL_S)
+        except queue.Empty:
+            return
+        self._busy_until = time.monotonic() + LINGER_S
+        if command is not None:
+            command()
+
+    def _poll_flights(self) -> None:
+        for flight in list(self._flights):
+            try:
+                if self._agent.check_xfer_state(flight.handle) == "PROC":
+                    continue
+            except Exception as error:  # NIXL's exceptions share no base class
+                self._land(flight, error)
+            else:
+                self._land(flight, None)
+
+    def _poll_notices(self) -> None:
+        if self._agent is None:
+            return
+        for peer, notices in self._agent.get_new_notifs().items():
+            for notice in notices:
+                if notice != WARM_UP:
+                    self._loop.call_soon_threadsafe(self._on_notice, peer, notice)
+
+    def _create(self) -> bytes:
+        self._agent = nixl_agent(self.name, nixl_agent_config(enable_prog_thread=False))
+        self._registration = self._agent.register_memory(self._memory.tensor)
+        blocks = self._block_list(self._memory.tensor.data_ptr(), self._memory.num_blocks,
+                                  self.device_id)
+        self._local = self._agent.prep_xfer_dlist("", blocks, self.memory_kind)
+        metadata: bytes = self._agent.get_agent_metadata()
+        return metadata
+
+    def _connect(self, peer: Welcome) -> None:
+        if peer.agent in self._peers:
+            return
+        self._agent.add_remote_agent(peer.metadata)
+        blocks = self._block_list(peer.base_address, peer.num_blocks, peer.device_id)
+        prepared = self._agent.prep_xfer_dlist(peer.agent, blocks, peer.memory)
+        self._peers[peer.agent] = _Peer(prepared, peer.num_blocks)
+        self._agent.send_notif(peer.agent, WARM_UP)
+
+    def _post(self, agent: str, local: Sequence[int], remote: Sequence[int], notice: bytes,
+              landed: "Future[None]") -> None:
+        peer = self._peers.get(agent)
+        if peer is None:
+            landed.set_exception(PeerLost(f"NIXL agent {agent} is not connected"))
+            return
+        handle = None
+        try:
+            handle = self._agent.make_prepped_xfer(
+                "WRITE", self._local, np.asarray(local, np.int32),
+                peer.blocks, np.asarray(remote, np.int32), notice,
+            )
+            state = self._agent.transfer(handle)
+        except Exception as error:  # NIXL's exceptions share no base class
+            self._land(_Flight(agent, handle, landed), error)
+            return
+        flight = _Flight(agent, handle, landed)
+        if state == "PROC":
+            self._flights.append(flight)
+        else:
+            self._land(flight, None)
+
+    def _land(self, flight: _Flight, error: Exception | None) -> None:
+        """A write ended: only now may its handle go and its caller know."""
+        if flight in self._flights:
+            self._flights.remove(flight)
+        if flight.handle is not None:
+            flight.handle.release()
+        self._busy_until = time.monotonic() + LINGER_S
+        if error is None:
+            flight.done.set_result(None)
+            return
+        self._forget(flight.peer)
+        name = type(error).__name__
+        flight.done.set_exception(PeerLost(f"write to {flight.peer} failed: {name}: {error}"))
+
+    def _forget(self, agent: str) -> None:
+        """Nothing heals by itself after an error: the next write meets the peer anew."""
+        peer = self._peers.pop(agent, None)
+        if peer is None or any(flight.peer == agent for flight in self._flights):
+            return
+        try:
+            peer.blocks.release()
+            self._agent.remove_remote_agent(agent)
+        except Exception as error:  # already gone: nothing left to undo
+            logger.debug("forgetting NIXL agent %s: %s", agent, error)
+
+    def _destroy(self) -> None:
+        if self._agent is None:
+            return
+        for peer in self._peers.values():
+            peer.blocks.release()
+        self._local.release()
+        self._agent.deregister_memory(self._registration)
+        self._agent = None
+
+    def _block_list(self, address: int, num_blocks: int, device_id: int) -> "np.ndarray[Any, Any]":
+        size = self._memory.layout.block_bytes
+        rows = np.zeros((num_blocks, 3), np.uint64)  # address, length, device
+        rows[:, 0] = np.uint64(address) + np.arange(num_blocks, dtype=np.uint64) * np.uint64(size)
+        rows[:, 1] = size
+        rows[:, 2] = device_id
+        return rows

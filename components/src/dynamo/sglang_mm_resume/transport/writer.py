@@ -1,0 +1,242 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Drives the sending side: stages chunks in our own pool and writes them, around core/sender.py.
+
+A chunk goes  embedding rows ─copy─▶ our blocks ─NIXL WRITE─▶ the receiver's blocks.  Our blocks are
+taken per chunk and only after the receiver's are granted, always in that order, so that nobody
+who holds the one can wait for somebody who holds the other (R4).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import torch
+
+from dynamo.sglang_mm_resume.core.blocks import BlockPool, Lease
+from dynamo.sglang_mm_resume.core.errors import Reason, Refused, TransferFailed
+from dynamo.sglang_mm_resume.core.messages import Chunk, ChunkNotice, Grant, Sent
+from dynamo.sglang_mm_resume.core.queue import GrantQueue
+from dynamo.sglang_mm_resume.core.sender import Sender
+from dynamo.sglang_mm_resume.core.transitions import Sending
+from dynamo.sglang_mm_resume.transport.memory import PoolMemory
+from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class WriterTotals:
+    """Counters since the start, for /metrics."""
+
+    transfers: int = 0
+    chunks: int = 0
+    bytes: int = 0
+    write_seconds: float = 0.0
+    failures: int = 0
+
+
+class StagingPool:
+    """Our own blocks, lent per chunk in order of arrival."""
+
+    def __init__(self, pool: BlockPool) -> None:
+        self.pool = pool
+        self._queue = GrantQueue(pool)
+        self._waiting: dict[str, asyncio.Future[Lease]] = {}
+        self._borrowers = 0
+
+    async def borrow(self, num_blocks: int) -> Lease:
+        """`num_blocks` blocks as soon as they are free; those before us come first."""
+        self._borrowers += 1
+        key = str(self._borrowers)
+        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
+        self._waiting[key] = future
+        self._queue.push(key, num_blocks)
+        self._serve()
+        try:
+            return await future
+        except asyncio.CancelledError:
+            self._queue.cancel(key)
+            if future.done() and not future.cancelled():
+                self.give_back(future.result())
+            raise
+        finally:
+            self._waiting.pop(key, None)
+
+    def give_back(self, lease: Lease) -> None:
+        self.pool.release(lease)
+        self._serve()
+
+    def _serve(self) -> None:
+        for key, lease in self._queue.pump():
+            self._waiting[key].set_result(lease)
+
+
+class Outgoing:
+    """One transfer on its way to one receiver."""
+
+    def __init__(self, writer: "Writer", sender: Sender, agent: str) -> None:
+        self.sender = sender
+        self.agent = agent
+        self._writer = writer
+        self._changed = asyncio.Event()
+        self._writes: set[asyncio.Task[None]] = set()
+        self._unreported_bytes = 0
+
+    def add_grant(self, grant: Grant) -> None:
+        """More room. Raises `ProtocolError` if it does not continue the last grant."""
+        self.sender.add_grant(grant, time.monotonic())
+        self._changed.set()
+
+    async def send(self, rows: torch.Tensor) -> AsyncIterator[Sent]:
+        """Write `rows`, `(total_tokens, width)`, as grants allow; report each filled grant.
+
+        Raises `TransferFailed` if a grant expires, the peer is lost, or `close` is called.
+        """
+        self.sender.encoded(len(rows))
+        while self.sender.state is not Sending.DONE:
+            chunk = self.sender.next_chunk(time.monotonic())
+            if chunk is None:
+                await self._wait_for_change()
+                continue
+            await self._write(chunk, rows)
+            if self.sender.written(chunk):
+                yield self._report(chunk)
+
+    async def close(self) -> None:
+        """Post nothing more; returns once nothing is in flight (R6)."""
+        self.sender.close()
+        self._changed.set()
+        if self._writes:
+            await asyncio.wait(self._writes)
+
+    def _forget_write(self, task: "asyncio.Task[None]") -> None:
+        self._writes.discard(task)
+        if not task.cancelled():
+            task.exception()  # mark as seen: a cancelled request does not wait for it
+
+    def _report(self, chunk: Chunk) -> Sent:
+        num_bytes, self._unreported_bytes = self._unreported_bytes, 0
+        return Sent(
+            generation=chunk.generation,
+            sent_tokens=chunk.first_token + chunk.num_tokens,
+            num_bytes=num_bytes,
+        )
+
+    async def _wait_for_change(self) -> None:
+        if self.sender.state in (Sending.CLOSING, Sending.CLOSED):
+            raise TransferFailed(f"transfer {self.sender.transfer_id} was closed")
+        self._changed.clear()
+        await self._changed.wait()
+
+    async def _write(self, chunk: Chunk, rows: torch.Tensor) -> None:
+        """Write one chunk in a task of its own: a cancelled request must not orphan it."""
+        part = rows[chunk.first_token : chunk.first_token + chunk.num_tokens]
+        work = self._writer.write_chunk(self.agent, part, chunk, self.sender.notice(chunk))
+        task = asyncio.ensure_future(work)
+        self._writes.add(task)
+        task.add_done_callback(self._forget_write)
+        try:
+            await asyncio.shield(task)
+        except asyncio.CancelledError:
+            task.add_done_callback(lambda _: self.sender.write_failed())
+            raise
+        except BaseException:
+            self.sender.write_failed()
+            raise
+        self._unreported_bytes += part.numel() * part.element_size()
+
+
+class Writer:
+    """All transfers that leave this worker."""
+
+    def __init__(
+        self,
+        pool: BlockPool,
+        memory: PoolMemory,
+        agent: NixlAgent,
+        threads: Executor,
+        max_posts: int,
+    ) -> None:
+        self.totals = WriterTotals()
+        self.staging = StagingPool(pool)
+        self._memory = memory
+        self._agent = agent
+        self._threads = threads
+        self._posts = asyncio.Semaphore(max_posts)
+        self._live: dict[str, Outgoing] = {}
+
+    @property
+    def live(self) -> dict[str, Sending]:
+        """Every transfer that is not closed, by id."""
+        return {transfer_id: out.sender.state for transfer_id, out in self._live.items()}
+
+    def open(self, grant: Grant, agent: str, num_receiver_blocks: int) -> Outgoing:
+        """Begin a transfer with its default grant. Raises `ProtocolError` or `Refused`."""
+        if grant.transfer_id in self._live:
+            raise Refused(Reason.DUPLICATE, f"transfer {grant.transfer_id} is live already (R13)")
+        outgoing = Outgoing(self, Sender(grant, num_receiver_blocks, time.monotonic()), agent)
+        self._live[grant.transfer_id] = outgoing
+        self._agent.expect(+1)
+        self.totals.transfers += 1
+        return outgoing
+
+    def forward(self, grant: Grant) -> None:
+        """A further grant for a live transfer. Raises `Refused` if it is not live."""
+        outgoing = self._live.get(grant.transfer_id)
+        if outgoing is None:
+            raise Refused(Reason.UNKNOWN_TRANSFER, f"no live transfer {grant.transfer_id}")
+        outgoing.add_grant(grant)
+
+    async def close(self, transfer_id: str) -> None:
+        """Post nothing more for a transfer; returns once nothing is in flight. Idempotent."""
+        outgoing = self._live.get(transfer_id)
+        if outgoing is None:
+            return
+        await outgoing.close()
+        if self._live.pop(transfer_id, None) is not None:
+            self._agent.expect(-1)
+
+    async def close_all(self) -> None:
+        for transfer_id in list(self._live):
+            await self.close(transfer_id)
+
+    async def write_chunk(
+        self, agent: str, rows: torch.Tensor, chunk: Chunk, notice: ChunkNotice
+    ) -> None:
+        """Stage and write one chunk; its notice leaves with its last piece.
+
+        A pool smaller than a chunk stages it in pieces. They are written one after the other,
+        because NIXL does not order notifications of different writes.
+        """
+        size = min(len(chunk.blocks), self.staging.pool.num_blocks)
+        payload = notice.model_dump_json().encode()
+        async with self._posts:
+            started = time.monotonic()
+            for first in range(0, len(chunk.blocks), size):
+                remote = chunk.blocks[first : first + size]
+                last = first + size >= len(chunk.blocks)
+                begin = first * self._memory.layout.block_size
+                piece = rows[begin : begin + len(remote) * self._memory.layout.block_size]
+                await self._write_piece(agent, piece, remote, payload if last else b"")
+            self.totals.chunks += 1
+            self.totals.bytes += rows.numel() * rows.element_size()
+            self.totals.write_seconds += time.monotonic() - started
+
+    async def _write_piece(
+        self, agent: str, rows: torch.Tensor, remote: tuple[int, ...], payload: bytes
+    ) -> None:
+        lease = await self.staging.borrow(len(remote))
+        try:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(self._threads, self._memory.scatter, rows, lease.blocks)
+            await self._agent.write(agent, lease.blocks, remote, payload)
+        except TransferFailed:
+            self.totals.failures += 1
+            raise
+        finally:
+            # The write has ended, well or badly: our blocks are nobody's source any more.
+            self.staging.give_back(lease)
