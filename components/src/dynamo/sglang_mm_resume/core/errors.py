@@ -41,12 +41,16 @@ class Reason(StrEnum):
     TOO_LONG = "too_long"  # the embedding can never fit (index-based slots, context length)
     UNKNOWN_TRANSFER = "unknown_transfer"  # no live transfer of that name
     DUPLICATE = "duplicate"  # a transfer id was used twice; retries need a fresh one
-    BAD_REQUEST = "bad_request"  # the message or the media is wrong: the sender must change it
+    BAD_REQUEST = "bad_request"  # the media or the prompt is wrong: the client must change it
+    PROTOCOL = "protocol"  # a peer broke the protocol: a bug, not the client's fault
+    FAILED = "failed"  # the transfer broke half-way: a fresh one may do better
     SHUTTING_DOWN = "shutting_down"  # this worker drains: use another
 
 
 #: Refusals that another worker, or the same one a moment later, might not give.
-RETRYABLE = frozenset({Reason.OVERLOADED, Reason.TIMEOUT, Reason.SHUTTING_DOWN})
+RETRYABLE = frozenset(
+    {Reason.OVERLOADED, Reason.TIMEOUT, Reason.FAILED, Reason.SHUTTING_DOWN}
+)
 
 
 class Refused(ResumeError):

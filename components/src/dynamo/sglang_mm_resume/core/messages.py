@@ -13,7 +13,13 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
-from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused
+from dynamo.sglang_mm_resume.core.errors import (
+    ProtocolError,
+    Reason,
+    Refused,
+    ResumeError,
+    TransferFailed,
+)
 from dynamo.sglang_mm_resume.core.layout import PROTOCOL_VERSION, Layout, blocks_for
 
 TransferId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[0-9A-Za-z_-]+$")]
@@ -138,12 +144,16 @@ class Reserve(Message):
 
 
 class Granted(Message):
-    """Blocks were granted. `max_prompt_tokens` is what the engine accepts, expanded."""
+    """Blocks were granted, after a wait of `waited_s` seconds.
+
+    `max_prompt_tokens` is the longest prompt that the engine accepts, placeholders expanded.
+    """
 
     op: Literal["granted"] = "granted"
     grant: Grant
     receiver: ReceiverName
     max_prompt_tokens: int = Field(gt=0)
+    waited_s: float = Field(default=0.0, ge=0)
 
 
 class Resume(Message):
@@ -209,8 +219,12 @@ class Refusal(Message):
     message: str
 
     @classmethod
-    def of(cls, error: Refused) -> "Refusal":
-        return cls(reason=error.reason, message=error.message)
+    def of(cls, error: ResumeError) -> "Refusal":
+        """Any of our errors as an answer, so that it keeps its meaning on the way."""
+        if isinstance(error, Refused):
+            return cls(reason=error.reason, message=error.message)
+        failed = isinstance(error, TransferFailed)
+        return cls(reason=Reason.FAILED if failed else Reason.PROTOCOL, message=str(error))
 
     def as_error(self) -> Refused:
         return Refused(self.reason, self.message)

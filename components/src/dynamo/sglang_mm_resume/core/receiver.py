@@ -180,9 +180,10 @@ class Receiver:
     def abort(
         self, transfer_id: str, writer_closed: bool, error: ResumeError, now: float
     ) -> list[Effect]:
-        """Give a transfer up. Unknown ones are ignored: an abort may cross a completion."""
+        """Give a transfer up. An unknown one is remembered: its reserve may come later."""
         transfer = self._live.get(transfer_id)
         if transfer is None:
+            self._remember(transfer_id)
             return []
         if transfer.state is Receiving.QUARANTINED:
             return self.writer_settled(transfer_id, now) if writer_closed else []
@@ -378,7 +379,10 @@ class Receiver:
 
     def _bury(self, transfer: _Transfer) -> None:
         del self._live[transfer.transfer_id]
-        self._closed[transfer.transfer_id] = None
+        self._remember(transfer.transfer_id)
+
+    def _remember(self, transfer_id: str) -> None:
+        self._closed[transfer_id] = None
         if len(self._closed) > TOMBSTONES:
             self._closed.popitem(last=False)
 

@@ -10,9 +10,11 @@ who holds the one can wait for somebody who holds the other (R4).
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Final, TypeVar
 
 import torch
 
@@ -26,6 +28,11 @@ from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+#: Closed transfers that are remembered, so that an `Encode` that comes after its `Close` is refused.
+TOMBSTONES: Final = 4096
 
 
 @dataclass(slots=True)
@@ -83,6 +90,7 @@ class Outgoing:
         self.agent = agent
         self._writer = writer
         self._changed = asyncio.Event()
+        self._closed = asyncio.Event()
         self._writes: set[asyncio.Task[None]] = set()
         self._unreported_bytes = 0
 
@@ -106,9 +114,23 @@ class Outgoing:
             if self.sender.written(chunk):
                 yield self._report(chunk)
 
+    async def unless_closed(self, work: Awaitable[T]) -> T:
+        """What `work` returns. Raises `TransferFailed`, and cancels it, once we are closed."""
+        task = asyncio.ensure_future(work)
+        closed = asyncio.ensure_future(self._closed.wait())
+        try:
+            await asyncio.wait((task, closed), return_when=asyncio.FIRST_COMPLETED)
+            if task.done():
+                return task.result()
+            raise TransferFailed(f"transfer {self.sender.transfer_id} was closed")
+        finally:
+            task.cancel()
+            closed.cancel()
+
     async def close(self) -> None:
         """Post nothing more; returns once nothing is in flight (R6)."""
         self.sender.close()
+        self._closed.set()
         self._changed.set()
         if self._writes:
             await asyncio.wait(self._writes)
@@ -168,6 +190,7 @@ class Writer:
         self._threads = threads
         self._posts = asyncio.Semaphore(max_posts)
         self._live: dict[str, Outgoing] = {}
+        self._closed: OrderedDict[str, None] = OrderedDict()
 
     @property
     def live(self) -> dict[str, Sending]:
@@ -176,8 +199,8 @@ class Writer:
 
     def open(self, grant: Grant, agent: str, num_receiver_blocks: int) -> Outgoing:
         """Begin a transfer with its default grant. Raises `ProtocolError` or `Refused`."""
-        if grant.transfer_id in self._live:
-            raise Refused(Reason.DUPLICATE, f"transfer {grant.transfer_id} is live already (R13)")
+        if grant.transfer_id in self._live or grant.transfer_id in self._closed:
+            raise Refused(Reason.DUPLICATE, f"transfer {grant.transfer_id} was used before (R13)")
         outgoing = Outgoing(self, Sender(grant, num_receiver_blocks, time.monotonic()), agent)
         self._live[grant.transfer_id] = outgoing
         self._agent.expect(+1)
@@ -193,6 +216,9 @@ class Writer:
 
     async def close(self, transfer_id: str) -> None:
         """Post nothing more for a transfer; returns once nothing is in flight. Idempotent."""
+        self._closed[transfer_id] = None  # at once: an `Encode` may still be on its way
+        if len(self._closed) > TOMBSTONES:
+            self._closed.popitem(last=False)
         outgoing = self._live.get(transfer_id)
         if outgoing is None:
             return

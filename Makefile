@@ -1,0 +1,76 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.complete
+MODEL := examples/demo_model/weights
+
+# Environments that set this make every start of a worker compile its imports anew: a minute each.
+unexport PYTHONDONTWRITEBYTECODE
+# The commands of the environment come first, also for what the demo and the tests start.
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help env demo demo-model test lint format types pytest bench wheel clean
+
+help: ## Print the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
+
+env: $(STAMP) ## Create .venv from the pins; later calls reuse it until the pins change
+
+$(STAMP): requirements/cpu.txt pyproject.toml
+	@echo "env: creating $(VENV)"
+	@rm -f $@
+	@python=$$(command -v python3.11 || command -v python3) && \
+	    "$$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	    { echo "error: no python3.11, and python3 is older or missing" >&2; exit 1; }; \
+	    test -x $(BIN)/python || "$$python" -m venv $(VENV)
+	@echo "env: installing uv"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+	    "$$(grep '^uv==' requirements/cpu.txt)"
+	@echo "env: installing the pinned packages (6 GB) and compiling them to bytecode"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --compile-bytecode \
+	    -r requirements/cpu.txt
+	@echo "env: installing this project, editable"
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation \
+	    --editable .
+	@touch $@
+	@echo "env: ready in $(VENV)"
+
+demo: $(STAMP) ## Start the whole graph on this machine and send it a picture (KEEP=1: leave it up)
+	@$(BIN)/python examples/demo.py $(if $(KEEP),--keep)
+
+demo-model: $(STAMP) ## Train the small model that the demo serves
+	@$(BIN)/python examples/demo_model/train.py --out $(MODEL)
+
+test: lint types pytest ## Lint, check types and run the tests
+
+lint: $(STAMP) ## Check style and formatting
+	@echo "lint: ruff"
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+
+format: $(STAMP) ## Format the code and sort its imports
+	@$(BIN)/ruff check --select I --fix
+	@$(BIN)/ruff format
+
+types: $(STAMP) ## Check types
+	@echo "types: mypy"
+	@$(BIN)/mypy
+
+pytest: $(STAMP) ## Run the tests (ARGS="..." goes to pytest)
+	@echo "tests: pytest"
+	@$(BIN)/python -m pytest $(ARGS)
+
+bench: $(STAMP) ## Measure the hand-off of embeddings
+	@$(BIN)/python -m benchmarks.handoff $(ARGS)
+
+wheel: $(STAMP) ## Build dist/*.whl
+	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist .
+	@ls dist/*.whl
+
+clean: ## Remove what was built, and the caches; .venv stays
+	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	@find components examples tests benchmarks -name __pycache__ -type d -prune \
+	    -exec rm -rf {} + 2>/dev/null || true

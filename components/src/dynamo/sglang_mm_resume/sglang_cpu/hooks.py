@@ -1,0 +1,30 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Entry point `sglang.srt.plugins`: P/D disaggregation over NIXL in host memory.
+
+SGLang calls `register` once in each of its processes. It registers KV memory with NIXL as GPU
+memory unless told otherwise, which fails where there is none.
+"""
+
+from typing import Any
+
+KV_MANAGER_INIT = "sglang.srt.disaggregation.nixl.conn.NixlKVManager.__init__"
+
+
+def register() -> None:
+    """Hook into SGLang's KV manager; does nothing where torch sees an accelerator."""
+    from dynamo.sglang_mm_resume.sglang_cpu.platform import has_accelerator
+
+    if has_accelerator():
+        return
+    from sglang.srt.plugins.hook_registry import HookRegistry, HookType
+
+    HookRegistry.register(KV_MANAGER_INIT, kv_in_host_memory, HookType.BEFORE)
+
+
+def kv_in_host_memory(manager: Any, args: Any, *rest: Any, **named: Any) -> None:
+    """Mark all KV memory in `args` (SGLang's KVArgs) as host memory, before the manager reads it.
+
+    Has the signature of the hooked constructor; returning None leaves its arguments as they are.
+    """
+    args.kv_data_mem_kinds = ["DRAM"] * len(args.kv_data_ptrs)

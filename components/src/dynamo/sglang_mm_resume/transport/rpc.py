@@ -1,0 +1,50 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""One message, one answer over a Dynamo endpoint; never without a deadline."""
+
+import asyncio
+from typing import Any, Protocol, TypeVar
+
+from pydantic import TypeAdapter
+
+from dynamo.sglang_mm_resume.core.errors import TransferFailed
+from dynamo.sglang_mm_resume.core.messages import Message, Refusal, dump, parse
+
+T = TypeVar("T")
+
+
+class PeerUnreachable(TransferFailed):
+    """A control message got no answer: the peer is gone, hangs, or broke while answering."""
+
+
+class Client(Protocol):
+    """What is used of `dynamo.runtime.Client`."""
+
+    async def direct(
+        self, request: Any, instance_id: int, annotated: bool = ..., context: Any = ...
+    ) -> Any: ...
+
+    def instance_ids(self) -> list[int]: ...
+
+
+async def ask(
+    client: Client, instance_id: int, message: Message, answers: TypeAdapter[T], timeout_s: float
+) -> T:
+    """Send `message` to one instance and return its answer.
+
+    Raises `PeerUnreachable`, `Refused` (what the peer answered) or `ProtocolError`.
+    """
+    try:
+        async with asyncio.timeout(timeout_s):
+            stream = await client.direct(dump(message), instance_id, annotated=False)
+            payload = await anext(aiter(stream))
+    except TimeoutError:
+        raise PeerUnreachable(f"instance {instance_id}: no answer in {timeout_s:g} s") from None
+    except StopAsyncIteration:
+        raise PeerUnreachable(f"instance {instance_id} ended without an answer") from None
+    except Exception as error:  # Dynamo's client raises builtin types for lost peers
+        raise PeerUnreachable(f"instance {instance_id}: {error}") from error
+    answer = parse(answers, payload)
+    if isinstance(answer, Refusal):
+        raise answer.as_error()
+    return answer

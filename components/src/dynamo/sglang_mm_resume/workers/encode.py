@@ -1,0 +1,186 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""The encode worker: loads media, runs the vision tower, writes embeddings into granted blocks."""
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
+from typing import Any
+
+from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused, ResumeError
+from dynamo.sglang_mm_resume.core.layout import Layout
+from dynamo.sglang_mm_resume.core.messages import (
+    ENCODE,
+    ENCODE_CONTROL,
+    PREFILL_REPLY,
+    Close,
+    Done,
+    Encode,
+    Forward,
+    Hello,
+    Message,
+    Ping,
+    ReceiverName,
+    Refusal,
+    Sized,
+    Welcome,
+    dump,
+    parse,
+)
+from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
+from dynamo.sglang_mm_resume.transport.rpc import Client, ask
+from dynamo.sglang_mm_resume.transport.writer import Outgoing, Writer
+from dynamo.sglang_mm_resume.workers.lifecycle import Background, RequestContext
+from dynamo.sglang_mm_resume.workers.media import MediaLoader
+from dynamo.sglang_mm_resume.workers.sglang_encoder import VisionEncoder
+
+logger = logging.getLogger(__name__)
+
+
+class Receivers:
+    """The prefill workers this worker has met: layouts compared, block lists prepared (R10)."""
+
+    def __init__(
+        self, client: Client, agent: NixlAgent, layout: Layout, instance_id: int, timeout_s: float
+    ) -> None:
+        self._client = client
+        self._agent = agent
+        self._layout = layout
+        self._instance_id = instance_id
+        self._timeout_s = timeout_s
+        self._met: dict[str, Welcome] = {}
+        self._meeting = asyncio.Lock()
+
+    async def meet(self, name: ReceiverName) -> Welcome:
+        """Say hello once per NIXL agent. Raises `Refused` naming what differs."""
+        async with self._meeting:
+            welcome = self._met.get(name.agent)
+            if welcome is None or not self._agent.is_connected(name.agent):
+                welcome = await self._hello(name)
+                self._met[name.agent] = welcome
+            return welcome
+
+    async def _hello(self, name: ReceiverName) -> Welcome:
+        hello = Hello(
+            layout=self._layout,
+            agent=self._agent.name,
+            metadata=self._agent.metadata,
+            instance_id=self._instance_id,
+        )
+        answer = await ask(
+            self._client, name.instance_id, hello, PREFILL_REPLY, self._timeout_s
+        )
+        if not isinstance(answer, Welcome) or answer.agent != name.agent:
+            raise ProtocolError(f"prefill worker {name.instance_id} answered hello with {answer!r}")
+        self._layout.require_same(answer.layout, f"prefill worker {name.instance_id}")
+        await self._agent.connect(answer)
+        logger.info("met prefill worker %s: layout %s", name.instance_id, answer.layout.fingerprint)
+        return answer
+
+
+class EncodeHandler:
+    """Serves `generate` (one media item a call) and `mm_transfer` (control messages)."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        encoder: VisionEncoder,
+        media: MediaLoader,
+        writer: Writer,
+        receivers: Receivers,
+    ) -> None:
+        self.refusals: Counter[str] = Counter()
+        self._settings = settings
+        self._encoder = encoder
+        self._media = media
+        self._writer = writer
+        self._receivers = receivers
+        self._background = Background()
+
+    async def generate(
+        self, payload: Any, context: RequestContext
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Answer one `Encode` with `Sized`, a `Sent` per grant, or one `Refusal`."""
+        try:
+            message = parse(ENCODE, payload)
+            async for event in self._serve(message, context):
+                yield dump(event)
+        except ResumeError as error:
+            yield dump(self._refusal(error))
+
+    async def mm_transfer(
+        self, payload: Any, context: RequestContext
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Answer one control message."""
+        try:
+            yield dump(await self._control(parse(ENCODE_CONTROL, payload)))
+        except ResumeError as error:
+            yield dump(self._refusal(error))
+
+    async def close(self) -> None:
+        await self._writer.close_all()
+        await self._background.finish()
+
+    def status(self) -> dict[str, Any]:
+        """What operators and tests look at; every number is current."""
+        return {
+            "role": "encode",
+            "pool": asdict(self._writer.staging.pool.stats()),
+            "transfers": {k: v.value for k, v in self._writer.live.items()},
+            "totals": asdict(self._writer.totals),
+            "refusals": dict(self.refusals),
+            "tasks": len(self._background),
+        }
+
+    def _refusal(self, error: ResumeError) -> Refusal:
+        refusal = Refusal.of(error)
+        self.refusals[refusal.reason] += 1
+        logger.warning("refused (%s): %s", refusal.reason, refusal.message)
+        return refusal
+
+    async def _serve(
+        self, message: Encode, context: RequestContext
+    ) -> AsyncGenerator[Message, None]:
+        if len(self._writer.live) >= self._settings.max_encodes:
+            raise Refused(
+                Reason.OVERLOADED,
+                f"{self._settings.max_encodes} media items are being encoded already "
+                "(--mm-resume-max-encodes): try again later",
+            )
+        receiver = await self._receivers.meet(message.receiver)
+        outgoing = self._writer.open(message.grant, receiver.agent, receiver.num_blocks)
+        stop = self._background.start(self._close_when_stopped(message.transfer_id, context))
+        try:
+            async for event in self._encode(message, outgoing):
+                yield event
+        finally:
+            stop.cancel()
+            # A task of its own: writes in flight must end even if we are being cancelled.
+            await asyncio.shield(self._background.start(self._writer.close(message.transfer_id)))
+
+    async def _encode(
+        self, message: Encode, outgoing: Outgoing
+    ) -> AsyncGenerator[Message, None]:
+        image = await outgoing.unless_closed(self._media.load(message.media))
+        prepared = await outgoing.unless_closed(self._encoder.prepare(image))
+        content_hash = await outgoing.unless_closed(self._media.content_hash(image))
+        yield Sized(
+            total_tokens=prepared.total_tokens, grid=prepared.grid, content_hash=content_hash
+        )
+        rows = await outgoing.unless_closed(self._encoder.encode(prepared))
+        async for sent in outgoing.send(rows):
+            yield sent
+
+    async def _close_when_stopped(self, transfer_id: str, context: RequestContext) -> None:
+        await context.async_killed_or_stopped()
+        await self._writer.close(transfer_id)
+
+    async def _control(self, message: Forward | Close | Ping) -> Message:
+        if isinstance(message, Forward):
+            self._writer.forward(message.grant)
+        elif isinstance(message, Close):
+            await self._writer.close(message.transfer_id)
+        return Done()

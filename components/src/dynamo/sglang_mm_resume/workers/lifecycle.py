@@ -1,0 +1,82 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the three workers share: waiting for a request's end, statistics, start-up logging."""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol, TypeVar
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class RequestStopped(Exception):
+    """The client hung up, or the request was cancelled; nobody reads the answer any more."""
+
+
+class RequestContext(Protocol):
+    """What is used of `dynamo.runtime.Context`."""
+
+    def is_stopped(self) -> bool: ...
+
+    def async_killed_or_stopped(self) -> "asyncio.Future[bool]": ...
+
+
+async def until_stopped(context: RequestContext, work: Awaitable[T]) -> T:
+    """What `work` returns. Raises `RequestStopped`, and cancels it, once the request stops."""
+    task = asyncio.ensure_future(work)
+    stopped = asyncio.ensure_future(context.async_killed_or_stopped())
+    try:
+        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
+        if task.done():
+            return task.result()
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)  # its clean-up comes first
+        raise RequestStopped
+    finally:
+        task.cancel()
+        stopped.cancel()
+
+
+class Background:
+    """Tasks that outlive a request, such as giving blocks back. None is lost, none is silent."""
+
+    def __init__(self) -> None:
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    def start(self, work: Awaitable[Any]) -> "asyncio.Task[Any]":
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._reap)
+        return task
+
+    async def finish(self) -> None:
+        """Wait for all of them."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _reap(self, task: "asyncio.Task[Any]") -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and task.exception() is not None:
+            logger.error("a background task failed", exc_info=task.exception())
+
+
+def serve_status(runtime: Any, status: Callable[[], dict[str, Any]]) -> None:
+    """`POST /engine/mm_resume/status` on the system port: pool, transfers and tasks, as JSON."""
+
+    async def route(_: dict[str, Any]) -> dict[str, Any]:
+        return status()
+
+    runtime.register_engine_route("mm_resume/status", route)
+
+
+async def wait_for_role(client: Any, role: str, every_s: float = 10.0) -> None:
+    """Return once an instance of `role` is alive; say now and then that it is waited for."""
+    waiting = asyncio.ensure_future(client.wait_for_instances())
+    while not (await asyncio.wait({waiting}, timeout=every_s))[0]:
+        logger.info("waiting for %s worker", role)
+    waiting.result()

@@ -1,0 +1,253 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""The prefill worker: grants blocks, assembles embeddings, runs the SGLang engine.
+
+Text generation is Dynamo's own `DecodeWorkerHandler`, untouched: sampling, logprobs, guided
+decoding, LoRA and cancellation are the same for a picture as for text.
+"""
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
+from typing import Any
+
+from dynamo.llm.exceptions import InvalidArgument
+from dynamo.sglang.request_handlers import DecodeWorkerHandler
+from pydantic import ValidationError
+
+from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.errors import ResumeError
+from dynamo.sglang_mm_resume.core.layout import Layout
+from dynamo.sglang_mm_resume.core.messages import (
+    ENCODE_CONTROL_REPLY,
+    PREFILL_REQUEST,
+    RECEIVED,
+    Abort,
+    Close,
+    Done,
+    Granted,
+    Hello,
+    Message,
+    NoBlocks,
+    Ping,
+    Received,
+    ReceiverName,
+    Refusal,
+    Reserve,
+    Resume,
+    Welcome,
+    dump,
+    parse,
+)
+from dynamo.sglang_mm_resume.transport.assembler import Assembler
+from dynamo.sglang_mm_resume.transport.memory import PoolMemory
+from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
+from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, ask
+from dynamo.sglang_mm_resume.workers.errors import to_http
+from dynamo.sglang_mm_resume.workers.lifecycle import (
+    RequestContext,
+    RequestStopped,
+    until_stopped,
+)
+from dynamo.sglang_mm_resume.workers.sglang_engine import Embedding, EmbeddingInput
+
+logger = logging.getLogger(__name__)
+
+#: Where the processor puts the transfers of a request (`list[Received]`).
+TRANSFERS_KEY = "mm_resume"
+
+
+class Writers:
+    """Asks encode workers to close transfers, and knows when one is dead (R6)."""
+
+    def __init__(self, client: Client, settings: Settings) -> None:
+        self._client = client
+        self._settings = settings
+        self._failures: Counter[int] = Counter()
+
+    async def close_transfer(self, writer: int, transfer_id: str) -> bool:
+        """True once the writer cannot touch the transfer's blocks any more."""
+        close = Close(transfer_id=transfer_id)
+        timeout_s = self._settings.heartbeat_interval_s
+        try:
+            await ask(self._client, writer, close, ENCODE_CONTROL_REPLY, timeout_s)
+        except PeerUnreachable as error:
+            self._failures[writer] += 1
+            logger.warning("encode worker %s does not close %s: %s", writer, transfer_id, error)
+            return await self._is_dead_and_drained(writer)
+        except ResumeError as error:
+            logger.error("encode worker %s refuses to close %s: %s", writer, transfer_id, error)
+            return False
+        self._failures[writer] = 0
+        return True
+
+    async def _is_dead_and_drained(self, writer: int) -> bool:
+        """Dead: it fails its probes and its lease is gone. Bytes in sockets then get their time."""
+        alive = writer in self._client.instance_ids()
+        if alive or self._failures[writer] < self._settings.heartbeat_max_failures:
+            return False
+        await asyncio.sleep(self._settings.drain_s)
+        return True
+
+
+class TransferHandler:
+    """Serves `mm_transfer`: the receiving end of the handshake."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        memory: PoolMemory,
+        agent: NixlAgent,
+        assembler: Assembler,
+        instance_id: int,
+        max_prompt_tokens: int,
+    ) -> None:
+        self.refusals: Counter[str] = Counter()
+        self._layout = layout
+        self._memory = memory
+        self._agent = agent
+        self._assembler = assembler
+        self._name = ReceiverName(instance_id=instance_id, agent=agent.name)
+        self._max_prompt_tokens = max_prompt_tokens
+
+    async def mm_transfer(
+        self, payload: Any, context: RequestContext
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Answer one control message with one message."""
+        try:
+            message = parse(PREFILL_REQUEST, payload)
+            yield dump(await until_stopped(context, self._answer(message)))
+        except ResumeError as error:
+            refusal = Refusal.of(error)
+            self.refusals[refusal.reason] += 1
+            logger.info("refused (%s): %s", refusal.reason, refusal.message)
+            yield dump(refusal)
+        except RequestStopped:
+            return
+
+    async def _answer(self, message: Hello | Reserve | Resume | Abort | Ping) -> Message:
+        match message:
+            case Hello():
+                return await self._welcome(message)
+            case Reserve() | Resume():
+                return await self._grant(message)
+            case Abort():
+                self._assembler.drop(message.transfer_id, message.writer_closed, message.why)
+                return Done()
+            case Ping():
+                return Done()
+
+    async def _welcome(self, hello: Hello) -> Welcome:
+        self._layout.require_same(hello.layout, f"encode worker {hello.instance_id}")
+        await self._agent.add_writer(hello.metadata)
+        logger.info("met encode worker %s: layout %s", hello.instance_id, self._layout.fingerprint)
+        return Welcome(
+            layout=self._layout,
+            agent=self._agent.name,
+            metadata=self._agent.metadata,
+            base_address=self._memory.tensor.data_ptr(),
+            num_blocks=self._memory.num_blocks,
+            memory=self._agent.memory_kind,
+            device_id=self._agent.device_id,
+        )
+
+    async def _grant(self, message: Reserve | Resume) -> Granted | NoBlocks:
+        started = time.monotonic()
+        if isinstance(message, Reserve):
+            grant = await self._assembler.reserve(message)
+        elif message.wait:
+            grant = await self._assembler.resume(
+                message.transfer_id, message.sent_tokens, message.total_tokens
+            )
+        else:
+            tried = self._assembler.try_grant(message.transfer_id, message.total_tokens)
+            if tried is None:
+                return NoBlocks()
+            grant = tried
+        return Granted(
+            grant=grant,
+            receiver=self._name,
+            max_prompt_tokens=self._max_prompt_tokens,
+            waited_s=time.monotonic() - started,
+        )
+
+
+class PrefillHandler(DecodeWorkerHandler):
+    """Dynamo's handler, fed with embeddings instead of URLs."""
+
+    def __init__(
+        self, *args: Any, assembler: Assembler, embeddings: EmbeddingInput, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._assembler = assembler
+        self._embeddings = embeddings
+
+    async def generate(
+        self, request: dict[str, Any], context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Answer one request; its transfers, if any, are waited for and dropped at its end."""
+        transfers = _transfers_of(request)
+        references: list[str] = []
+        try:
+            if transfers:
+                embeddings = await until_stopped(context, self._collect(transfers))
+                references = self._embeddings.offer(embeddings)
+                request = _with_references(request, transfers, references)
+            async for chunk in super().generate(request, context):
+                yield chunk
+        except RequestStopped:
+            return
+        except ResumeError as error:
+            raise to_http(error) from error
+        except ValueError as error:  # SGLang's checks of the request: length, parameters
+            raise InvalidArgument(str(error)) from error
+        finally:
+            self._embeddings.withdraw(references)
+            for transfer in transfers:
+                self._assembler.drop(transfer.transfer_id)
+
+    async def _collect(self, transfers: list[Received]) -> list[Embedding]:
+        return [
+            Embedding(await self._assembler.take(transfer.transfer_id), transfer.grid)
+            for transfer in transfers
+        ]
+
+
+def _transfers_of(request: dict[str, Any]) -> list[Received]:
+    try:
+        return RECEIVED.validate_python(request.pop(TRANSFERS_KEY, None) or [])
+    except ValidationError as error:
+        raise RuntimeError(f"the processor sent malformed transfers: {error}") from error
+
+
+def _with_references(
+    request: dict[str, Any], transfers: list[Received], references: list[str]
+) -> dict[str, Any]:
+    """The request as Dynamo's handler expects it, with references where URLs would be."""
+    hashes = {"image": [transfer.content_hash for transfer in transfers]}
+    extra_args = {**(request.get("extra_args") or {}), "mm_hashes_by_modality": hashes}
+    extra_args.pop("mm_hashes", None)
+    urls = [{"Url": reference} for reference in references]
+    return {**request, "multi_modal_data": {"image_url": urls}, "extra_args": extra_args}
+
+
+def prefill_status(
+    transfers: TransferHandler, assembler: Assembler, embeddings: EmbeddingInput
+) -> dict[str, Any]:
+    """What operators and tests look at; every number is current."""
+    receiver = assembler.receiver
+    return {
+        "role": "prefill",
+        "pool": asdict(receiver.pool.stats()),
+        "transfers": {k: v.value for k, v in receiver.live.items()},
+        "waiting": receiver.num_waiting,
+        "assembled_tokens": receiver.assembled_tokens,
+        "embeddings_offered": len(embeddings),
+        "totals": {**asdict(assembler.totals), "reasons": dict(assembler.totals.reasons)},
+        "oddities": {k.value: v for k, v in receiver.oddities.items()},
+        "refusals": dict(transfers.refusals),
+        "tasks": assembler.num_tasks,
+    }

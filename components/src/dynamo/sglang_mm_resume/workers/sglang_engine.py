@@ -1,0 +1,130 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""All that is used of SGLang's engine beyond Dynamo's own handlers, private names included.
+
+Finished embeddings enter through the seam that SGLang made for a separate encoder: its processor's
+`get_validated_mm_data` expands the placeholders by the model's own rule, computes M-RoPE and
+checks rows against placeholders (R12) in this process, before the scheduler sees anything.
+A request names its embeddings by *references* in `image_data`, where otherwise URLs stand, so
+that Dynamo's handlers pass them on unchanged. tests/workers/test_upstream_names.py guards the names.
+"""
+
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from sglang.srt.managers.schedule_batch import Modality
+
+from dynamo.sglang_mm_resume.core.errors import ProtocolError
+
+SCHEME: Final = "mm-resume:"
+
+
+@dataclass(frozen=True, slots=True)
+class Embedding:
+    """One picture's embedding, `(total_tokens, width)`, and its patch grid `(t, h, w)`."""
+
+    rows: torch.Tensor
+    grid: tuple[int, ...]
+
+
+class EmbeddingInput:
+    """Teaches one engine to take embeddings by reference."""
+
+    def __init__(self, engine: Any) -> None:
+        self._processor = engine.tokenizer_manager.mm_processor
+        self._original = self._processor.process_mm_data_async
+        self._offered: dict[str, Embedding] = {}
+        self._processor.process_mm_data_async = self._process
+
+    def __len__(self) -> int:
+        return len(self._offered)
+
+    def offer(self, embeddings: Sequence[Embedding]) -> list[str]:
+        """References for `image_data`, one per embedding, valid until `withdraw`."""
+        references = [SCHEME + uuid.uuid4().hex for _ in embeddings]
+        self._offered.update(zip(references, embeddings, strict=True))
+        return references
+
+    def withdraw(self, references: Iterable[str]) -> None:
+        for reference in references:
+            self._offered.pop(reference, None)
+
+    async def _process(self, *args: Any, **kwargs: Any) -> Any:
+        """SGLang asks for the multimodal data of one request (more than once if n > 1)."""
+        images = kwargs.get("image_data") or []
+        if not any(isinstance(image, str) and image.startswith(SCHEME) for image in images):
+            return await self._original(*args, **kwargs)
+        try:
+            embeddings = [self._offered[image] for image in images]
+        except (KeyError, TypeError):
+            raise ProtocolError("a request names embeddings that are not here") from None
+        return self._build(kwargs["input_text"], embeddings)
+
+    def _build(self, prompt_ids: Any, embeddings: Sequence[Embedding]) -> Any:
+        rows = [embedding.rows for embedding in embeddings]
+        total_tokens = sum(len(r) for r in rows)
+        # SGLang wants all rows in one tensor and hands slices of it to the items. A stand-in of
+        # that shape and no memory saves that copy; each item then gets its own tensor.
+        stand_in = rows[0].new_empty(1, 1).expand(total_tokens, rows[0].shape[1])
+        output = self._processor.get_validated_mm_data(
+            prompt_ids,
+            {Modality.IMAGE: stand_in},
+            img_grid_thw=torch.tensor([embedding.grid for embedding in embeddings]),
+        )
+        for item, own_rows in zip(output.mm_items, rows, strict=True):
+            if len(item.precomputed_embeddings) != len(own_rows):
+                raise ProtocolError(
+                    f"a picture has {len(own_rows)} embedding rows, "
+                    f"its place in the prompt {len(item.precomputed_embeddings)}"
+                )
+            item.precomputed_embeddings = own_rows
+        return output
+
+
+def max_prompt_tokens(engine: Any) -> int:
+    """The longest prompt that the engine accepts, placeholders expanded."""
+    manager = engine.tokenizer_manager
+    return int(manager.max_req_input_len or manager.context_len)
+
+
+def embedding_width(engine: Any) -> int:
+    """Elements of one embedding row: the text width, once more per deepstack level."""
+    config = engine.tokenizer_manager.model_config
+    vision = getattr(config.hf_config, "vision_config", None)
+    levels = len(getattr(vision, "deepstack_visual_indexes", None) or ())
+    return int(config.hidden_size) * (1 + levels)
+
+
+def model_dtype(engine: Any) -> str:
+    """Name of the model's dtype, e.g. `bfloat16`."""
+    return str(engine.tokenizer_manager.model_config.dtype).removeprefix("torch.")
+
+
+def image_token_id(engine: Any) -> int:
+    return int(engine.tokenizer_manager.mm_processor.mm_tokens.image_token_id)
+
+
+def image_processor(engine: Any) -> Any:
+    """The model's Hugging Face image processor."""
+    return engine.tokenizer_manager.mm_processor._processor.image_processor
+
+
+async def warm_up(engine: Any, embeddings: EmbeddingInput, width: int) -> None:
+    """One request of each kind, so that the first of a user is as fast as the second."""
+    sampling = {"max_new_tokens": 2, "temperature": 0}
+    token = image_token_id(engine)
+    stream = await engine.async_generate(input_ids=[1, 2], sampling_params=sampling, stream=True)
+    async for _ in stream:
+        pass
+    references = embeddings.offer([Embedding(torch.zeros(4, width), (1, 4, 4))])
+    try:
+        stream = await engine.async_generate(
+            input_ids=[1, token, 2], image_data=references, sampling_params=sampling, stream=True
+        )
+        async for _ in stream:
+            pass
+    finally:
+        embeddings.withdraw(references)
