@@ -48,9 +48,7 @@ class Reason(StrEnum):
 
 
 #: Refusals that another worker, or the same one a moment later, might not give.
-RETRYABLE = frozenset(
-    {Reason.OVERLOADED, Reason.TIMEOUT, Reason.FAILED, Reason.SHUTTING_DOWN}
-)
+RETRYABLE = frozenset({Reason.OVERLOADED, Reason.TIMEOUT, Reason.FAILED, Reason.SHUTTING_DOWN})
 
 
 class Refused(ResumeError):

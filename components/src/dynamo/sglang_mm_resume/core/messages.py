@@ -3,9 +3,9 @@
 """Everything that crosses a process boundary, as frozen models that refuse unknown fields.
 
 Three channels carry them (docs/protocol.md §2):
-    control   dicts over Dynamo endpoints: `Hello`, `Reserve`, `Resume`, `Abort` to a prefill worker;
-              `Forward`, `Close` to an encode worker; each answered by one message
-    stream    dicts an encode worker yields while it serves `Encode`: `Sized`, then `Sent` per grant
+    control   dicts over Dynamo endpoints, each answered by one: `Hello`, `Reserve`, `Resume` and
+              `Abort` to a prefill worker, `Forward` and `Close` to an encode worker
+    stream    dicts an encode worker yields as it serves `Encode`: `Sized`, then a `Sent` per grant
     notice    JSON bytes that NIXL delivers after a chunk's data: `ChunkNotice`
 """
 
@@ -291,12 +291,8 @@ class ChunkNotice(Message):
     total_tokens: int = Field(gt=0)
 
 
-PrefillRequest = Annotated[
-    Hello | Reserve | Resume | Abort | Ping, Field(discriminator="op")
-]
-PrefillReply = Annotated[
-    Welcome | Granted | NoBlocks | Done | Refusal, Field(discriminator="op")
-]
+PrefillRequest = Annotated[Hello | Reserve | Resume | Abort | Ping, Field(discriminator="op")]
+PrefillReply = Annotated[Welcome | Granted | NoBlocks | Done | Refusal, Field(discriminator="op")]
 EncodeControl = Annotated[Forward | Close | Ping, Field(discriminator="op")]
 EncodeControlReply = Annotated[Done | Refusal, Field(discriminator="op")]
 EncodeEvent = Annotated[Sized | Sent | Refusal, Field(discriminator="op")]

@@ -40,18 +40,25 @@ class PoolMemory:
 
     def gather(self, blocks: Sequence[int], rows: torch.Tensor) -> None:
         """Copy the first `len(rows)` rows of `blocks` to `rows`, `(num_tokens, width)`."""
-        self._copy((rows[part], self._run(run)[: part.stop - part.start])
-                   for part, run in self._parts(blocks, len(rows)))
+        self._copy(
+            (rows[part], self._run(run)[: part.stop - part.start])
+            for part, run in self._parts(blocks, len(rows))
+        )
 
     def scatter(self, rows: torch.Tensor, blocks: Sequence[int]) -> None:
         """Copy `rows`, `(num_tokens, width)`, to the first rows of `blocks` (R2)."""
-        self._copy((self._run(run)[: part.stop - part.start], rows[part])
-                   for part, run in self._parts(blocks, len(rows)))
+        self._copy(
+            (self._run(run)[: part.stop - part.start], rows[part])
+            for part, run in self._parts(blocks, len(rows))
+        )
 
     def empty_rows(self, num_tokens: int) -> torch.Tensor:
         """A host tensor for an assembled embedding: the engine's processes take it from there."""
-        return torch.empty((num_tokens, self.layout.width), dtype=self.tensor.dtype,
-                           pin_memory=self._stream is not None)
+        return torch.empty(
+            (num_tokens, self.layout.width),
+            dtype=self.tensor.dtype,
+            pin_memory=self._stream is not None,
+        )
 
     def _copy(self, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
         if self._stream is None:

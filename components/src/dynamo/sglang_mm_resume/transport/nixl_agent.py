@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ class NixlAgent:
         self._registration: Any = None
 
     @property
-    def memory_kind(self) -> str:
+    def memory_kind(self) -> Literal["DRAM", "VRAM"]:
         """NIXL's name of the pool's memory: `DRAM` or `VRAM`."""
         return "VRAM" if self._memory.device.type == "cuda" else "DRAM"
 
@@ -193,8 +193,9 @@ class NixlAgent:
     def _create(self) -> bytes:
         self._agent = nixl_agent(self.name, nixl_agent_config(enable_prog_thread=False))
         self._registration = self._agent.register_memory(self._memory.tensor)
-        blocks = self._block_list(self._memory.tensor.data_ptr(), self._memory.num_blocks,
-                                  self.device_id)
+        blocks = self._block_list(
+            self._memory.tensor.data_ptr(), self._memory.num_blocks, self.device_id
+        )
         self._local = self._agent.prep_xfer_dlist("", blocks, self.memory_kind)
         metadata: bytes = self._agent.get_agent_metadata()
         return metadata
@@ -208,8 +209,14 @@ class NixlAgent:
         self._peers[peer.agent] = _Peer(prepared, peer.num_blocks)
         self._agent.send_notif(peer.agent, WARM_UP)
 
-    def _post(self, agent: str, local: Sequence[int], remote: Sequence[int], notice: bytes,
-              landed: "Future[None]") -> None:
+    def _post(
+        self,
+        agent: str,
+        local: Sequence[int],
+        remote: Sequence[int],
+        notice: bytes,
+        landed: "Future[None]",
+    ) -> None:
         peer = self._peers.get(agent)
         if peer is None:
             landed.set_exception(PeerLost(f"NIXL agent {agent} is not connected"))
@@ -217,8 +224,12 @@ class NixlAgent:
         handle = None
         try:
             handle = self._agent.make_prepped_xfer(
-                "WRITE", self._local, np.asarray(local, np.int32),
-                peer.blocks, np.asarray(remote, np.int32), notice,
+                "WRITE",
+                self._local,
+                np.asarray(local, np.int32),
+                peer.blocks,
+                np.asarray(remote, np.int32),
+                notice,
             )
             state = self._agent.transfer(handle)
         except Exception as error:  # NIXL's exceptions share no base class

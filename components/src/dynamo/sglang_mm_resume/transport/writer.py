@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Closed transfers that are remembered, so that an `Encode` that comes after its `Close` is refused.
+#: Closed transfers that are remembered: an `Encode` that comes after its `Close` is refused.
 TOMBSTONES: Final = 4096
 
 

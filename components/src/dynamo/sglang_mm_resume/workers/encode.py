@@ -70,9 +70,7 @@ class Receivers:
             metadata=self._agent.metadata,
             instance_id=self._instance_id,
         )
-        answer = await ask(
-            self._client, name.instance_id, hello, PREFILL_REPLY, self._timeout_s
-        )
+        answer = await ask(self._client, name.instance_id, hello, PREFILL_REPLY, self._timeout_s)
         if not isinstance(answer, Welcome) or answer.agent != name.agent:
             raise ProtocolError(f"prefill worker {name.instance_id} answered hello with {answer!r}")
         self._layout.require_same(answer.layout, f"prefill worker {name.instance_id}")
@@ -161,9 +159,7 @@ class EncodeHandler:
             # A task of its own: writes in flight must end even if we are being cancelled.
             await asyncio.shield(self._background.start(self._writer.close(message.transfer_id)))
 
-    async def _encode(
-        self, message: Encode, outgoing: Outgoing
-    ) -> AsyncGenerator[Message, None]:
+    async def _encode(self, message: Encode, outgoing: Outgoing) -> AsyncGenerator[Message, None]:
         image = await outgoing.unless_closed(self._media.load(message.media))
         prepared = await outgoing.unless_closed(self._encoder.prepare(image))
         content_hash = await outgoing.unless_closed(self._media.content_hash(image))

@@ -10,8 +10,8 @@ of another worker arrive as one: they are told apart by their text here.
 import json
 import re
 
-from dynamo.llm.exceptions import InvalidArgument
 from dynamo.llm import HttpError
+from dynamo.llm.exceptions import InvalidArgument
 
 from dynamo.sglang_mm_resume.core.errors import (
     RETRYABLE,
@@ -52,6 +52,11 @@ def relayed(error: Exception) -> Exception:
     if kind == "InvalidRequest":
         return ValueError(text)
     return RuntimeError(str(error))
+
+
+def is_peer_loss(error: Exception) -> bool:
+    """Did the other worker vanish, rather than answer with an error?"""
+    return str(error).startswith("Unavailable:")
 
 
 def _status_in(text: str) -> HttpError | None:

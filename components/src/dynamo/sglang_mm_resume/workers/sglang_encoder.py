@@ -3,7 +3,7 @@
 """All that is used of SGLang's vision encoder, private names included.
 
 The tower runs in one thread of its own, so that health checks, cancellation and control messages
-go on while it works (R15). tests/workers/test_upstream_names.py fails when SGLang renames any of it.
+go on while it works (R15). The names are guarded by tests/workers/test_upstream_names.py.
 """
 
 import asyncio

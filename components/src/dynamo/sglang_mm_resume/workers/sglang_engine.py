@@ -6,7 +6,8 @@ Finished embeddings enter through the seam that SGLang made for a separate encod
 `get_validated_mm_data` expands the placeholders by the model's own rule, computes M-RoPE and
 checks rows against placeholders (R12) in this process, before the scheduler sees anything.
 A request names its embeddings by *references* in `image_data`, where otherwise URLs stand, so
-that Dynamo's handlers pass them on unchanged. tests/workers/test_upstream_names.py guards the names.
+that Dynamo's handlers pass them on unchanged. The names are guarded by
+tests/workers/test_upstream_names.py.
 """
 
 import uuid

@@ -1,0 +1,61 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""How large a worker's pool is, and in which shape it grants, by its settings."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+
+from dynamo.sglang_mm_resume.config import SLOT_TOKENS, Settings
+from dynamo.sglang_mm_resume.core.blocks import BlockPool
+from dynamo.sglang_mm_resume.core.layout import Layout, blocks_for
+from dynamo.sglang_mm_resume.transport.memory import PoolMemory, resolve_device
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Blocks and their bytes. Without `resumable`, a default grant is a whole slot."""
+
+    blocks: BlockPool
+    memory: PoolMemory
+    resumable: bool
+
+
+def make_pool(settings: Settings, layout: Layout, model_tokens: int | None) -> Pool:
+    """The pool of one worker. `model_tokens`: the longest embedding the model allows, if known.
+
+    Raises `SystemExit` naming the setting if the pool cannot be had.
+    """
+    default_blocks = settings.default_blocks
+    if not settings.use_block_allocator:
+        slot_tokens = settings.slot_tokens or model_tokens
+        if slot_tokens is None:
+            raise SystemExit(
+                f"error: {SLOT_TOKENS.label}: this model names no largest embedding, "
+                "so the slot size must be given"
+            )
+        default_blocks = blocks_for(slot_tokens, settings.block_size)
+    num_blocks = settings.pool_buffers * default_blocks
+    device = resolve_device(settings.pool_device)
+    try:
+        memory = PoolMemory(layout, num_blocks, device)
+    except (RuntimeError, torch.OutOfMemoryError) as error:
+        raise SystemExit(
+            f"error: a pool of {num_blocks * layout.block_bytes / 2**20:.0f} MiB does not fit on "
+            f"{device}: lower --embedding-cache-buffer-size (SGLANG_EMBEDDING_CACHE_BUFFER_SIZE): "
+            f"{error}"
+        ) from error
+    logger.info(
+        "buffer pool: %d blocks of %d tokens (%.1f MiB) on %s, default grant %d blocks, layout %s",
+        num_blocks,
+        layout.block_size,
+        memory.num_bytes / 2**20,
+        memory.device,
+        default_blocks,
+        layout.fingerprint,
+    )
+    blocks = BlockPool(num_blocks, settings.block_size, default_blocks)
+    return Pool(blocks, memory, settings.use_block_allocator)

@@ -1,0 +1,441 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""The processor: the OpenAI front door. Owns the request and runs the resume handshake.
+
+It never touches a tensor and never imports SGLang or torch. Each media item of a request travels
+as a transfer of its own, in parallel; the request goes to the prefill worker when all are sent.
+"""
+
+import asyncio
+import logging
+import uuid
+from collections import Counter
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from typing import Any
+
+from dynamo.common.backend.health_check import is_probe
+from dynamo.common.utils.token_ids import normalize_request_token_ids
+
+from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.errors import (
+    ProtocolError,
+    Reason,
+    Refused,
+    ResumeError,
+    TransferFailed,
+)
+from dynamo.sglang_mm_resume.core.handshake import (
+    Action,
+    ForwardGrant,
+    Handshake,
+    TryGrant,
+    WaitForGrant,
+)
+from dynamo.sglang_mm_resume.core.messages import (
+    ENCODE_CONTROL_REPLY,
+    ENCODE_EVENT,
+    PREFILL_REPLY,
+    Abort,
+    Close,
+    Encode,
+    Forward,
+    Granted,
+    Media,
+    NoBlocks,
+    Received,
+    Refusal,
+    Reserve,
+    Resume,
+    Sent,
+    Sized,
+    dump,
+    parse,
+)
+from dynamo.sglang_mm_resume.core.transitions import Shaking
+from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, ask
+from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
+from dynamo.sglang_mm_resume.workers.errors import is_peer_loss, relayed, to_http
+from dynamo.sglang_mm_resume.workers.lifecycle import Background, RequestStopped, until_stopped
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for answers that need no block: a loaded loop may be slow, a dead peer must not hang us.
+CONTROL_TIMEOUT_S = 5.0
+#: Extra seconds over a peer's own deadline, so that the peer's own message is what we report.
+SLACK_S = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Clients of the endpoints that the processor calls."""
+
+    prefill: Client  # generate
+    prefill_transfer: Client
+    encode: Client  # generate
+    encode_transfer: Client
+
+
+@dataclass(slots=True)
+class _Budget:
+    """Prompt tokens of one request, expanded as its items' sizes become known."""
+
+    prompt_tokens: int
+    max_tokens: int | None = None
+
+    def add(self, item_tokens: int) -> None:
+        """Replace one placeholder by its tokens. Raises `Refused` beyond the context length."""
+        self.prompt_tokens += item_tokens - 1
+        if self.max_tokens is not None and self.prompt_tokens > self.max_tokens:
+            raise Refused(
+                Reason.BAD_REQUEST,
+                f"the prompt has at least {self.prompt_tokens} tokens once its pictures are "
+                f"expanded, the model takes {self.max_tokens}: send fewer or smaller pictures, "
+                "or a shorter text",
+            )
+
+
+@dataclass(slots=True)
+class _Item:
+    """One media item under way."""
+
+    index: int
+    media: Media
+    handshake: Handshake
+    sized: Sized | None = None
+    waited_s: float = 0.0
+
+    @property
+    def received(self) -> Received:
+        if self.sized is None:
+            raise TransferFailed("the encode worker never named the embedding's size")
+        return Received(
+            transfer_id=self.handshake.transfer_id,
+            modality=self.media.modality,
+            total_tokens=self.sized.total_tokens,
+            grid=self.sized.grid,
+            content_hash=self.sized.content_hash,
+        )
+
+
+@dataclass(slots=True)
+class ProcessorTotals:
+    """Counters since the start, for /metrics."""
+
+    requests: int = 0
+    items: int = 0
+    rounds: int = 0
+    bytes: int = 0
+    stopped: int = 0
+    errors: Counter[str] = field(default_factory=Counter)
+
+
+class Processor:
+    """Serves the frontend's requests."""
+
+    def __init__(self, settings: Settings, peers: Peers, image_token_id: int) -> None:
+        self.totals = ProcessorTotals()
+        self._settings = settings
+        self._peers = peers
+        self._image_token_id = image_token_id
+        self._prefill_workers = LeastOutstanding(peers.prefill_transfer, "prefill")
+        self._encode_workers = LeastOutstanding(peers.encode_transfer, "encode")
+        self._background = Background()
+        self._live = 0
+
+    async def generate(
+        self, request: dict[str, Any], context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Answer one request of the frontend, in its own chunk format."""
+        if is_probe(request):
+            yield {"token_ids": [], "finish_reason": "stop", "index": 0}
+            return
+        if context.is_stopped():
+            return
+        self.totals.requests += 1
+        self._live += 1
+        try:
+            async for chunk in self._answer(request, context):
+                yield chunk
+        except RequestStopped:
+            self.totals.stopped += 1
+        except ResumeError as error:
+            self.totals.errors[Refusal.of(error).reason] += 1
+            logger.warning("request %s: %s", context.id(), error)
+            raise to_http(error) from error
+        finally:
+            self._live -= 1
+
+    async def finish(self) -> None:
+        """Wait until everything that was given up is given back."""
+        await self._background.finish()
+
+    def status(self) -> dict[str, Any]:
+        """What operators and tests look at; every number is current."""
+        totals = self.totals
+        return {
+            "role": "processor",
+            "requests": self._live,
+            "tasks": len(self._background),
+            "totals": {
+                "requests": totals.requests,
+                "items": totals.items,
+                "rounds": totals.rounds,
+                "bytes": totals.bytes,
+                "stopped": totals.stopped,
+                "errors": dict(totals.errors),
+            },
+        }
+
+    async def _answer(
+        self, request: dict[str, Any], context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        normalize_request_token_ids(request)
+        media = media_of(request, self._image_token_id, self._settings.max_media_items)
+        forwarded = without_media(request)
+        with self._prefill_workers.borrow() as prefill:
+            items = [_Item(i, m, Handshake(uuid.uuid4().hex)) for i, m in enumerate(media)]
+            complete = False
+            try:
+                if items:
+                    budget = _Budget(len(request["token_ids"]))
+                    priority = (request.get("routing") or {}).get("priority") or 0
+                    await until_stopped(
+                        context, self._transfer_all(items, prefill, budget, priority)
+                    )
+                    forwarded["mm_resume"] = [dump_received(item.received) for item in items]
+                async for chunk in self._relay(forwarded, prefill, context):
+                    yield _with_statistics(chunk, items)
+                complete = True
+            finally:
+                if items and not complete:
+                    self._background.start(self._abort_all(items, prefill))
+
+    # Transfers.
+
+    async def _transfer_all(
+        self, items: list[_Item], prefill: int, budget: _Budget, priority: int
+    ) -> None:
+        """All items in parallel; the first error gives the others up."""
+        tasks = [
+            asyncio.ensure_future(self._transfer(item, prefill, budget, priority)) for item in items
+        ]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _transfer(self, item: _Item, prefill: int, budget: _Budget, priority: int) -> None:
+        """One item from its default grant to its last token."""
+        with self._encode_workers.borrow() as encode:
+            try:
+                await self._shake_hands(item, prefill, encode, budget, priority)
+            except BaseException as error:
+                self._background.start(self._give_up(item, prefill, encode))
+                raise _about_item(item, error) from error
+        self.totals.items += 1
+        self.totals.rounds += item.handshake.rounds
+        self.totals.bytes += item.handshake.num_bytes
+
+    async def _shake_hands(
+        self, item: _Item, prefill: int, encode: int, budget: _Budget, priority: int
+    ) -> None:
+        shake = item.handshake
+        reserve = Reserve(
+            transfer_id=shake.transfer_id, writer_instance_id=encode, priority=priority
+        )
+        granted = await self._ask_for_blocks(item, prefill, reserve)
+        if not isinstance(granted, Granted):
+            raise ProtocolError(f"prefill worker {prefill} answered a reserve with {granted!r}")
+        shake.granted(granted.grant)
+        budget.max_tokens = granted.max_prompt_tokens
+        message = Encode(
+            transfer_id=shake.transfer_id,
+            media=item.media,
+            grant=granted.grant,
+            receiver=granted.receiver,
+        )
+        try:
+            stream = await self._peers.encode.direct(dump(message), encode, annotated=False)
+            async for payload in stream:
+                event = parse(ENCODE_EVENT, payload)
+                if isinstance(event, Refusal):
+                    raise event.as_error()
+                await self._act(item, prefill, encode, self._react(item, event, budget))
+        except ResumeError:
+            raise
+        except Exception as error:  # Dynamo's client raises builtin types
+            if is_peer_loss(error):
+                raise PeerUnreachable(f"encode worker {encode}: {error}") from error
+            raise relayed(error) from error
+        if shake.state is not Shaking.DONE:
+            raise TransferFailed(f"encode worker {encode} ended early: {shake.state.value}")
+
+    def _react(self, item: _Item, event: Sized | Sent, budget: _Budget) -> list[Action]:
+        if isinstance(event, Sent):
+            return item.handshake.sent(event)
+        item.sized = event
+        budget.add(event.total_tokens)
+        return item.handshake.sized(event)
+
+    async def _act(self, item: _Item, prefill: int, encode: int, actions: list[Action]) -> None:
+        """Carry out what the handshake wants, and what follows from that."""
+        pending = list(actions)
+        while pending:
+            action = pending.pop(0)
+            if isinstance(action, ForwardGrant):
+                forward = Forward(grant=action.grant)
+                await ask(
+                    self._peers.encode_transfer,
+                    encode,
+                    forward,
+                    ENCODE_CONTROL_REPLY,
+                    CONTROL_TIMEOUT_S,
+                )
+                continue
+            answer = await self._ask_for_blocks(item, prefill, _resume(item, action))
+            if isinstance(answer, Granted):
+                pending += item.handshake.granted(answer.grant)
+
+    async def _ask_for_blocks(
+        self, item: _Item, prefill: int, message: Reserve | Resume
+    ) -> Granted | NoBlocks:
+        waits = not isinstance(message, Resume) or message.wait
+        timeout_s = self._settings.bootstrap_timeout_s + SLACK_S if waits else CONTROL_TIMEOUT_S
+        answer = await ask(self._peers.prefill_transfer, prefill, message, PREFILL_REPLY, timeout_s)
+        if not isinstance(answer, Granted | NoBlocks):
+            raise ProtocolError(f"prefill worker {prefill} answered {message.op} with {answer!r}")
+        if isinstance(answer, Granted) and waits:
+            item.waited_s += answer.waited_s
+        return answer
+
+    async def _give_up(self, item: _Item, prefill: int, encode: int) -> None:
+        """First the writer stops, then the blocks go home (R6)."""
+        close = Close(transfer_id=item.handshake.transfer_id)
+        try:
+            await ask(
+                self._peers.encode_transfer, encode, close, ENCODE_CONTROL_REPLY, CONTROL_TIMEOUT_S
+            )
+            closed = True
+        except ResumeError as error:
+            logger.warning("encode worker %s did not confirm a close: %s", encode, error)
+            closed = False
+        await self._abort(item, prefill, closed)
+
+    async def _abort(self, item: _Item, prefill: int, writer_closed: bool) -> None:
+        abort = Abort(transfer_id=item.handshake.transfer_id, writer_closed=writer_closed)
+        try:
+            await ask(
+                self._peers.prefill_transfer, prefill, abort, PREFILL_REPLY, CONTROL_TIMEOUT_S
+            )
+        except ResumeError as error:  # its own deadlines will do it
+            logger.warning("prefill worker %s did not take an abort: %s", prefill, error)
+
+    async def _abort_all(self, items: list[_Item], prefill: int) -> None:
+        """After a failure: finished transfers wait for an engine that will not come."""
+        done = [item for item in items if item.handshake.state is Shaking.DONE]
+        await asyncio.gather(*(self._abort(item, prefill, writer_closed=True) for item in done))
+
+    # Tokens.
+
+    async def _relay(
+        self, request: dict[str, Any], prefill: int, context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The prefill worker's chunks. A stream without an end is an error, not an answer (R14)."""
+        finished = False
+        try:
+            stream = await self._peers.prefill.direct(
+                request, prefill, annotated=False, context=context
+            )
+            async for chunk in stream:
+                finished = finished or bool(chunk.get("finish_reason"))
+                yield chunk
+        except Exception as error:
+            if context.is_stopped():
+                raise RequestStopped from error
+            raise relayed(error) from error
+        if not finished and not context.is_stopped():
+            raise TransferFailed(f"prefill worker {prefill} ended its answer early")
+
+
+def media_of(request: dict[str, Any], image_token_id: int, max_items: int) -> list[Media]:
+    """The request's media items in prompt order. Raises `Refused` where they do not fit.
+
+    The prompt has exactly one placeholder per item: more come from a prompt that spells the
+    placeholder's text, fewer from items that the chat template did not place.
+    """
+    by_kind = request.get("multi_modal_data") or {}
+    unsupported = [kind for kind, items in by_kind.items() if items and kind != "image_url"]
+    if unsupported:
+        raise Refused(Reason.BAD_REQUEST, f"{unsupported[0]} items are not supported: send images")
+    items = by_kind.get("image_url") or []
+    placeholders = request["token_ids"].count(image_token_id)
+    if placeholders != len(items):
+        raise Refused(
+            Reason.BAD_REQUEST,
+            f"the prompt has {placeholders} image placeholder(s), the request {len(items)} "
+            "image(s): send one image per placeholder and do not write placeholders as text",
+        )
+    if len(items) > max_items:
+        raise Refused(
+            Reason.BAD_REQUEST,
+            f"{len(items)} images in one request, at most {max_items} are accepted "
+            "(--mm-resume-max-media-items)",
+        )
+    return [_media(item) for item in items]
+
+
+def _media(item: Any) -> Media:
+    url = item.get("Url") if isinstance(item, dict) else None
+    if not isinstance(url, str) or not url:
+        raise Refused(Reason.BAD_REQUEST, "an image must be given as a URL")
+    return Media(modality="image", url=url)
+
+
+def without_media(request: dict[str, Any]) -> dict[str, Any]:
+    """The request for the engine: no URLs, and no second copy of the conversation."""
+    dropped = ("multi_modal_data", "multi_modal_uuids", "mm_routing_info")
+    forwarded = {key: value for key, value in request.items() if key not in dropped}
+    extra = {
+        k: v
+        for k, v in (request.get("extra_args") or {}).items()
+        if k not in ("messages", "formatted_prompt", "mm_hashes", "mm_hashes_by_modality")
+    }
+    if "extra_args" in forwarded:
+        forwarded["extra_args"] = extra
+    return forwarded
+
+
+def dump_received(received: Received) -> dict[str, Any]:
+    return received.model_dump()
+
+
+def _resume(item: _Item, action: TryGrant | WaitForGrant) -> Resume:
+    return Resume(
+        transfer_id=item.handshake.transfer_id,
+        sent_tokens=action.sent_tokens,
+        total_tokens=item.handshake.total_tokens or 0,
+        wait=isinstance(action, WaitForGrant),
+    )
+
+
+def _about_item(item: _Item, error: BaseException) -> BaseException:
+    if not isinstance(error, Refused) or error.reason is not Reason.BAD_REQUEST:
+        return error
+    return Refused(error.reason, f"image {item.index + 1}: {error.message}")
+
+
+def _with_statistics(chunk: dict[str, Any], items: list[_Item]) -> dict[str, Any]:
+    """The last chunk says how the embeddings travelled; clients ask for `engine_data` to see it."""
+    if not items or not chunk.get("finish_reason"):
+        return chunk
+    statistics = {
+        "image_tokens": sum(item.handshake.total_tokens or 0 for item in items),
+        "rounds": sum(item.handshake.rounds for item in items),
+        "bytes": sum(item.handshake.num_bytes for item in items),
+        "wait_ms": round(1e3 * max(item.waited_s for item in items), 3),
+    }
+    engine_data = {**(chunk.get("engine_data") or {}), "mm_resume": statistics}
+    return {**chunk, "engine_data": engine_data}

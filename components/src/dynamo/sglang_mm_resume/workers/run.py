@@ -1,0 +1,43 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""The command line of all workers: our settings, `--help`, one clear line on a bad value."""
+
+import logging
+import sys
+from collections.abc import Awaitable, Callable
+
+import uvloop
+from dynamo.runtime.logging import configure_dynamo_logging
+
+from dynamo.sglang_mm_resume.args import log_bootstrap_addr_notice, parse_settings, print_help
+from dynamo.sglang_mm_resume.config import Settings
+
+Worker = Callable[[Settings, list[str]], Awaitable[None]]
+
+logger = logging.getLogger(__name__)
+
+
+def run(prog: str, worker: Worker, upstream_help: Callable[[], object]) -> None:
+    """Parse `sys.argv`, then run `worker` until it ends. Exits with 2 on a bad argument."""
+    argv = sys.argv[1:]
+    if "-h" in argv or "--help" in argv:
+        print_help(f"python -m dynamo.sglang_mm_resume.{prog}", upstream_help)
+        return
+    settings, rest = parse_settings(argv)
+    configure_dynamo_logging()
+    log_bootstrap_addr_notice()
+    try:
+        uvloop.run(worker(settings, rest))  # type: ignore[arg-type]
+    except ValueError as error:  # Dynamo's and SGLang's own checks of their arguments
+        logger.debug("start-up failed", exc_info=error)
+        sys.exit(f"error: {error}")
+
+
+def sglang_help() -> None:
+    """Every flag that is passed through to Dynamo's runtime and to the SGLang engine."""
+    from dynamo.sglang.args import parse_args
+
+    async def show() -> None:
+        await parse_args(["--help"])
+
+    uvloop.run(show())

@@ -1,0 +1,132 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Starts an encode worker: arguments, tower, pool, NIXL, endpoints, registration."""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+from dynamo.common.utils.runtime import create_runtime
+from dynamo.llm import ModelInput, ModelType, WorkerType
+from dynamo.sglang.args import Config, parse_args
+from dynamo.sglang.register import register_model_with_readiness_gate
+from dynamo.sglang.shutdown import install_graceful_shutdown
+from PIL import Image
+
+from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.layout import Layout
+from dynamo.sglang_mm_resume.metrics import publish_metrics
+from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
+from dynamo.sglang_mm_resume.transport.writer import Writer
+from dynamo.sglang_mm_resume.workers.encode import EncodeHandler, Receivers
+from dynamo.sglang_mm_resume.workers.lifecycle import serve_status
+from dynamo.sglang_mm_resume.workers.media import MediaLoader
+from dynamo.sglang_mm_resume.workers.pool import make_pool
+from dynamo.sglang_mm_resume.workers.sglang_encoder import VisionEncoder, max_image_tokens
+
+logger = logging.getLogger(__name__)
+
+COMPONENT = "encoder"
+
+
+async def worker(settings: Settings, rest: list[str]) -> None:
+    """Run until a signal ends it."""
+    config = await parse_args(["--enable-multimodal", "--disaggregation-mode", "encode", *rest])
+    dynamo_args = config.dynamo_args
+    shutdown_event = asyncio.Event()
+    shutdown_endpoints: list[Any] = []
+    runtime, loop = create_runtime(
+        discovery_backend=dynamo_args.discovery_backend,
+        request_plane=dynamo_args.request_plane,
+        event_plane=dynamo_args.event_plane,
+        response_plane=dynamo_args.response_plane,
+    )
+    run_deferred = install_graceful_shutdown(loop, runtime, shutdown_endpoints, shutdown_event)
+    encoder = VisionEncoder(config.server_args, settings.thread_pool_size)
+    try:
+        await _warm_up(encoder)
+        await _serve(settings, config, runtime, shutdown_endpoints, encoder)
+    finally:
+        runtime.set_health_status(False)
+        encoder.close()
+        await run_deferred()
+
+
+async def _serve(
+    settings: Settings,
+    config: Config,
+    runtime: Any,
+    shutdown_endpoints: list[Any],
+    encoder: VisionEncoder,
+) -> None:
+    server_args = config.use_resolved_server_args(encoder.server_args)
+    prefix = f"{config.dynamo_args.namespace}.{COMPONENT}"
+    generate = runtime.endpoint(f"{prefix}.generate")
+    control = runtime.endpoint(f"{prefix}.mm_transfer")
+    shutdown_endpoints[:] = [generate, control]
+
+    layout = Layout(
+        model=server_args.served_model_name,
+        width=encoder.width,
+        dtype=encoder.dtype,
+        block_size=settings.block_size,
+    )
+    pool = make_pool(settings, layout, max_image_tokens(encoder.image_processor))
+    threads = ThreadPoolExecutor(settings.thread_pool_size, thread_name_prefix="mm-resume")
+    agent = NixlAgent(f"encode-{uuid4().hex}", pool.memory, _ignore_notice)
+    await agent.start()
+    prefill = await runtime.endpoint(f"{config.dynamo_args.namespace}.prefill.mm_transfer").client()
+    receivers = Receivers(
+        prefill, agent, layout, generate.connection_id(), settings.bootstrap_timeout_s
+    )
+    handler = EncodeHandler(
+        settings,
+        encoder,
+        MediaLoader(threads, layout.fingerprint),
+        Writer(pool.blocks, pool.memory, agent, threads, settings.queue_size),
+        receivers,
+    )
+    serve_status(runtime, handler.status)
+    publish_metrics(generate, handler.status, server_args.served_model_name, prefix)
+    labels = [("model", layout.model), ("model_name", layout.model)]
+
+    async def register() -> None:
+        await register_model_with_readiness_gate(
+            None,
+            generate,
+            server_args,
+            config.dynamo_args,
+            input_type=ModelInput.Tokens,
+            output_type=ModelType.Empty,
+            worker_type=WorkerType.Encode,
+            needs=[[WorkerType.Prefill]],
+        )
+        runtime.set_health_status(True)
+        logger.info("encode worker %s is ready", generate.connection_id())
+
+    try:
+        await asyncio.gather(
+            generate.serve_endpoint(
+                handler.generate, graceful_shutdown=True, metrics_labels=labels
+            ),
+            control.serve_endpoint(
+                handler.mm_transfer, graceful_shutdown=True, metrics_labels=labels
+            ),
+            register(),
+        )
+    finally:
+        await handler.close()
+        await agent.stop()
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+async def _warm_up(encoder: VisionEncoder) -> None:
+    """One picture through the tower, so that the first of a user is as fast as the second."""
+    prepared = await encoder.prepare(Image.new("RGB", (224, 224), "white"))
+    await encoder.encode(prepared)
+
+
+def _ignore_notice(peer: str, payload: bytes) -> None:
+    logger.debug("notice from %s ignored: an encode worker expects none", peer)

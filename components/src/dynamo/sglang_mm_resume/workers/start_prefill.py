@@ -1,0 +1,177 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Starts a prefill worker: arguments, engine, pool, NIXL, endpoints, registration."""
+
+import asyncio
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+from uuid import uuid4
+
+import sglang as sgl
+from dynamo.common.utils.runtime import create_runtime
+from dynamo.llm import ModelInput, ModelType, WorkerType
+from dynamo.sglang.args import Config, parse_args
+from dynamo.sglang.health_check import SglangHealthCheckPayload
+from dynamo.sglang.nixl_telemetry import install_scheduler_process_wrapper
+from dynamo.sglang.publisher import (
+    handle_non_leader_node,
+    set_forward_pass_metrics_worker_id,
+    setup_sgl_metrics,
+)
+from dynamo.sglang.register import register_model_with_readiness_gate
+from dynamo.sglang.shutdown import install_graceful_shutdown
+
+from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.layout import Layout
+from dynamo.sglang_mm_resume.core.receiver import Receiver, ReceiverLimits
+from dynamo.sglang_mm_resume.metrics import publish_metrics
+from dynamo.sglang_mm_resume.transport.assembler import Assembler
+from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
+from dynamo.sglang_mm_resume.workers import sglang_engine
+from dynamo.sglang_mm_resume.workers.lifecycle import serve_status
+from dynamo.sglang_mm_resume.workers.pool import Pool, make_pool
+from dynamo.sglang_mm_resume.workers.prefill import (
+    PrefillHandler,
+    TransferHandler,
+    Writers,
+    prefill_status,
+)
+from dynamo.sglang_mm_resume.workers.sglang_encoder import max_image_tokens
+
+logger = logging.getLogger(__name__)
+
+COMPONENT = "prefill"
+
+
+async def worker(settings: Settings, rest: list[str]) -> None:
+    """Run until a signal ends it."""
+    config = await parse_args(["--enable-multimodal", *rest])
+    # Our handler serves all that the text path does; this flag would withhold half of it.
+    config.dynamo_args.enable_multimodal = False
+    config.dynamo_args.component = COMPONENT
+    install_scheduler_process_wrapper()
+    shutdown_event = asyncio.Event()
+    shutdown_endpoints: list[Any] = []
+    runtime, loop = create_runtime(
+        discovery_backend=config.dynamo_args.discovery_backend,
+        request_plane=config.dynamo_args.request_plane,
+        event_plane=config.dynamo_args.event_plane,
+        response_plane=config.dynamo_args.response_plane,
+    )
+    run_deferred = install_graceful_shutdown(loop, runtime, shutdown_endpoints, shutdown_event)
+    prefix = f"{config.dynamo_args.namespace}.{COMPONENT}"
+    generate = runtime.endpoint(f"{prefix}.generate")
+    set_forward_pass_metrics_worker_id(config.server_args, generate)
+    engine = sgl.Engine(server_args=config.server_args)
+    server_args = config.use_resolved_server_args(engine.server_args)
+    publisher, metrics_task, labels = await setup_sgl_metrics(engine, config, generate)
+    assert publisher is not None  # only embedding workers have none
+    try:
+        if server_args.node_rank >= 1:
+            await handle_non_leader_node(engine, publisher, metrics_task)
+            return
+        handler_args = (engine, config, publisher, generate, shutdown_event)
+        await _serve(settings, config, runtime, shutdown_endpoints, handler_args, labels)
+    finally:
+        runtime.set_health_status(False)
+        metrics_task.cancel()
+        await asyncio.gather(metrics_task, return_exceptions=True)
+        engine.shutdown()
+        await run_deferred()
+
+
+async def _serve(
+    settings: Settings,
+    config: Config,
+    runtime: Any,
+    shutdown_endpoints: list[Any],
+    handler_args: tuple[Any, ...],
+    labels: Any,
+) -> None:
+    engine, _, _, generate, _ = handler_args
+    server_args = config.server_args
+    namespace = config.dynamo_args.namespace
+    control = runtime.endpoint(f"{namespace}.{COMPONENT}.mm_transfer")
+    shutdown_endpoints[:] = [generate, control]
+
+    layout = Layout(
+        model=server_args.served_model_name,
+        width=sglang_engine.embedding_width(engine),
+        dtype=sglang_engine.model_dtype(engine),
+        block_size=settings.block_size,
+    )
+    pool = make_pool(settings, layout, max_image_tokens(sglang_engine.image_processor(engine)))
+    threads = ThreadPoolExecutor(settings.thread_pool_size, thread_name_prefix="mm-resume")
+    writers = Writers(await runtime.endpoint(f"{namespace}.encoder.mm_transfer").client(), settings)
+
+    def on_notice(peer: str, payload: bytes) -> None:
+        assembler.on_notice(peer, payload)
+
+    agent = NixlAgent(f"prefill-{uuid4().hex}", pool.memory, on_notice)
+    await agent.start()
+    receiver = Receiver(pool.blocks, _limits(settings, layout, pool))
+    assembler = Assembler(receiver, pool.memory, threads, writers.close_transfer, agent.expect)
+    embeddings = sglang_engine.EmbeddingInput(engine)
+    await sglang_engine.warm_up(engine, embeddings, layout.width)
+
+    transfers = TransferHandler(
+        layout,
+        pool.memory,
+        agent,
+        assembler,
+        generate.connection_id(),
+        sglang_engine.max_prompt_tokens(engine),
+    )
+    handler = PrefillHandler(*handler_args, assembler=assembler, embeddings=embeddings)
+    handler.register_engine_routes(runtime)
+
+    def status() -> dict[str, Any]:
+        return prefill_status(transfers, assembler, embeddings)
+
+    serve_status(runtime, status)
+    publish_metrics(generate, status, layout.model, f"{namespace}.{COMPONENT}")
+
+    async def register() -> None:
+        await register_model_with_readiness_gate(
+            engine,
+            generate,
+            server_args,
+            config.dynamo_args,
+            input_type=ModelInput.Tokens,
+            output_type=ModelType.Empty,
+            worker_type=WorkerType.Prefill,
+            # The gate is hard: with Encode here, text would stop with the last encode worker.
+            needs=[[WorkerType.Aggregated]],
+        )
+        runtime.set_health_status(True)
+        logger.info("prefill worker %s is ready", generate.connection_id())
+
+    try:
+        await asyncio.gather(
+            generate.serve_endpoint(
+                handler.generate,
+                graceful_shutdown=True,
+                metrics_labels=labels,
+                health_check_payload=SglangHealthCheckPayload(engine).to_dict(),
+            ),
+            control.serve_endpoint(
+                transfers.mm_transfer, graceful_shutdown=True, metrics_labels=labels
+            ),
+            register(),
+        )
+    finally:
+        await assembler.close()
+        await agent.stop()
+        threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _limits(settings: Settings, layout: Layout, pool: Pool) -> ReceiverLimits:
+    return ReceiverLimits(
+        wait_timeout_s=settings.bootstrap_timeout_s,
+        max_waiting=settings.max_waiting_transfers,
+        max_assembled_tokens=settings.max_assembled_mib * 2**20 // layout.token_bytes,
+        chunk_blocks=settings.chunk_blocks,
+        resumable=pool.resumable,
+        settle_interval_s=settings.heartbeat_interval_s,
+    )

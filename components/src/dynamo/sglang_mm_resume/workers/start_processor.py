@@ -1,0 +1,154 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Starts a processor: arguments, clients, endpoint, registration. Needs no SGLang, no torch."""
+
+import argparse
+import asyncio
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from dynamo.common.configuration.groups.runtime_args import (
+    DynamoRuntimeArgGroup,
+    DynamoRuntimeConfig,
+)
+from dynamo.common.utils.endpoint_types import parse_endpoint_types
+from dynamo.common.utils.graceful_shutdown import install_signal_handlers
+from dynamo.common.utils.runtime import create_runtime
+from dynamo.llm import ModelInput, ModelRuntimeConfig, WorkerType, fetch_model, register_model
+
+from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.metrics import publish_metrics
+from dynamo.sglang_mm_resume.workers.lifecycle import serve_status, wait_for_role
+from dynamo.sglang_mm_resume.workers.processor import Peers, Processor
+
+logger = logging.getLogger(__name__)
+
+COMPONENT = "processor"
+
+
+class ProcessorConfig(DynamoRuntimeConfig):
+    """The processor's own arguments beside Dynamo's runtime ones."""
+
+    model_path: str
+    served_model_name: str | None = None
+    page_size: int = 1
+    context_length: int | None = None
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The processor's parser, without our settings (`dynamo.sglang_mm_resume.args`)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m dynamo.sglang_mm_resume.processor", allow_abbrev=False
+    )
+    DynamoRuntimeArgGroup().add_arguments(parser)
+    group = parser.add_argument_group("Model")
+    group.add_argument(
+        "--model-path",
+        "--model",
+        required=True,
+        help="Local folder or Hugging Face id; the same on every worker.",
+    )
+    group.add_argument(
+        "--served-model-name", default=None, help="Name in the OpenAI API; default: the model path."
+    )
+    group.add_argument(
+        "--page-size",
+        type=int,
+        default=1,
+        help="KV page size in tokens; must equal the engines' --page-size.",
+    )
+    group.add_argument(
+        "--context-length",
+        type=int,
+        default=None,
+        help="Context length in tokens to advertise; default: the model's.",
+    )
+    return parser
+
+
+async def worker(settings: Settings, rest: list[str]) -> None:
+    """Run until a signal ends it."""
+    config = ProcessorConfig.from_cli_args(build_parser().parse_args(rest))
+    config.validate()
+    runtime, loop = create_runtime(
+        discovery_backend=config.discovery_backend,
+        request_plane=config.request_plane,
+        event_plane=config.event_plane,
+        response_plane=config.response_plane,
+    )
+    endpoints: list[Any] = []
+    install_signal_handlers(loop, runtime, endpoints, asyncio.Event())
+    name = config.served_model_name or config.model_path
+    namespace = config.namespace
+    generate = runtime.endpoint(f"{namespace}.{COMPONENT}.generate")
+    endpoints.append(generate)
+    peers = await _connect(runtime, namespace)
+    image_token_id = await _image_token_id(config.model_path)
+    processor = Processor(settings, peers, image_token_id)
+    serve_status(runtime, processor.status)
+    publish_metrics(generate, processor.status, name, f"{namespace}.{COMPONENT}")
+    labels = [("model", name), ("model_name", name)]
+
+    async def register() -> None:
+        await wait_for_role(peers.prefill_transfer, "a prefill")
+        await wait_for_role(peers.encode_transfer, "an encode")
+        await register_model(
+            ModelInput.Tokens,
+            parse_endpoint_types(config.endpoint_types),
+            generate,
+            config.model_path,
+            name,
+            kv_cache_block_size=config.page_size,
+            runtime_config=_runtime_config(config),
+            custom_template_path=config.custom_jinja_template,
+            worker_type=WorkerType.Aggregated,
+            needs=[[WorkerType.Prefill]],
+        )
+        runtime.set_health_status(True)
+        logger.info("processor %s serves %s", generate.connection_id(), name)
+
+    try:
+        await asyncio.gather(
+            generate.serve_endpoint(
+                processor.generate, graceful_shutdown=True, metrics_labels=labels
+            ),
+            register(),
+        )
+    finally:
+        runtime.set_health_status(False)
+        await processor.finish()
+
+
+async def _connect(runtime: Any, namespace: str) -> Peers:
+    async def client(endpoint: str) -> Any:
+        return await runtime.endpoint(f"{namespace}.{endpoint}").client()
+
+    return Peers(
+        prefill=await client("prefill.generate"),
+        prefill_transfer=await client("prefill.mm_transfer"),
+        encode=await client("encoder.generate"),
+        encode_transfer=await client("encoder.mm_transfer"),
+    )
+
+
+async def _image_token_id(model_path: str) -> int:
+    """The id of one picture's placeholder, from the model's own config.json."""
+    folder = Path(model_path)
+    if not folder.is_dir():
+        folder = Path(await fetch_model(model_path, ignore_weights=True))
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("image_token_id", "image_token_index", "media_placeholder_token_id"):
+        if isinstance(config.get(key), int):
+            return int(config[key])
+    raise SystemExit(f"error: --model-path: {model_path} names no image placeholder in config.json")
+
+
+def _runtime_config(config: ProcessorConfig) -> ModelRuntimeConfig:
+    runtime_config = ModelRuntimeConfig()
+    if config.context_length is not None:
+        runtime_config.context_length = config.context_length
+    runtime_config.tool_call_parser = config.dyn_tool_call_parser
+    runtime_config.reasoning_parser = config.dyn_reasoning_parser
+    return runtime_config
