@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The command line of all workers: our settings, `--help`, one clear line on a bad value."""
 
+import argparse
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from typing import NoReturn
 
 import uvloop
 from dynamo.runtime.logging import configure_dynamo_logging
@@ -24,11 +26,13 @@ def run(prog: str, worker: Worker, upstream_help: Callable[[], object]) -> None:
         print_help(f"python -m dynamo.sglang_mm_resume.{prog}", upstream_help)
         return
     settings, rest = parse_settings(argv)
+    # Dynamo's and SGLang's parsers print hundreds of lines of usage in front of what is wrong.
+    argparse.ArgumentParser.error = _one_line  # type: ignore[assignment]
     configure_dynamo_logging()
     log_bootstrap_addr_notice()
     try:
         uvloop.run(worker(settings, rest))  # type: ignore[arg-type]
-    except ValueError as error:  # Dynamo's and SGLang's own checks of their arguments
+    except (ValueError, OSError) as error:  # Dynamo's and SGLang's own checks of arguments
         logger.debug("start-up failed", exc_info=error)
         sys.exit(f"error: {error}")
 
@@ -41,3 +45,7 @@ def sglang_help() -> None:
         await parse_args(["--help"])
 
     uvloop.run(show())
+
+
+def _one_line(parser: argparse.ArgumentParser, message: str) -> NoReturn:
+    parser.exit(2, f"error: {message} (see --help)\n")

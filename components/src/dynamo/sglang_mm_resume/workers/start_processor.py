@@ -92,8 +92,11 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     labels = [("model", name), ("model_name", name)]
 
     async def register() -> None:
-        await wait_for_role(peers.prefill_transfer, "a prefill")
-        await wait_for_role(peers.encode_transfer, "an encode")
+        # Served only when all are live; text goes on without encode workers afterwards.
+        for client in (peers.prefill, peers.prefill_transfer):
+            await wait_for_role(client, "a prefill")
+        for client in (peers.encode, peers.encode_transfer):
+            await wait_for_role(client, "an encode")
         await register_model(
             ModelInput.Tokens,
             parse_endpoint_types(config.endpoint_types),
