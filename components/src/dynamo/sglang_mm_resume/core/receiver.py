@@ -251,6 +251,8 @@ class Receiver:
         """Give up what waited too long; ask again about quarantined blocks."""
         effects: list[Effect] = []
         for transfer in [t for t in self._live.values() if t.deadline <= now]:
+            if transfer.deadline > now:
+                continue  # one that ended just before has made room for it: it was granted
             if transfer.state is Receiving.QUARANTINED:
                 transfer.deadline = now + self.limits.settle_interval_s
                 effects.append(AskWriter(transfer.transfer_id, transfer.reserve.writer_instance_id))

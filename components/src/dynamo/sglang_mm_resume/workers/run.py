@@ -6,6 +6,8 @@ import argparse
 import logging
 import sys
 from collections.abc import Awaitable, Callable
+from itertools import pairwise
+from pathlib import Path
 from typing import NoReturn
 
 import uvloop
@@ -26,6 +28,7 @@ def run(prog: str, worker: Worker, upstream_help: Callable[[], object]) -> None:
         print_help(f"python -m dynamo.sglang_mm_resume.{prog}", upstream_help)
         return
     settings, rest = parse_settings(argv)
+    _require_local_model(rest)
     # Dynamo's and SGLang's parsers print hundreds of lines of usage in front of what is wrong.
     argparse.ArgumentParser.error = _one_line  # type: ignore[assignment]
     configure_dynamo_logging()
@@ -45,6 +48,14 @@ def sglang_help() -> None:
         await parse_args(["--help"])
 
     uvloop.run(show())
+
+
+def _require_local_model(argv: list[str]) -> None:
+    """A mistyped folder would otherwise be looked up as a Hugging Face id, at length."""
+    for flag, value in pairwise([part for arg in argv for part in arg.split("=", 1)]):
+        is_folder = value.startswith(("/", "./", "../", "~"))
+        if flag in ("--model-path", "--model") and is_folder and not Path(value).is_dir():
+            sys.exit(f"error: --model-path: there is no folder {value}")
 
 
 def _one_line(parser: argparse.ArgumentParser, message: str) -> NoReturn:

@@ -72,6 +72,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     """Run until a signal ends it."""
     config = ProcessorConfig.from_cli_args(build_parser().parse_args(rest))
     config.validate()
+    image_token_id = await _image_token_id(config.model_path)
     runtime, loop = create_runtime(
         discovery_backend=config.discovery_backend,
         request_plane=config.request_plane,
@@ -85,7 +86,6 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     generate = runtime.endpoint(f"{namespace}.{COMPONENT}.generate")
     endpoints.append(generate)
     peers = await _connect(runtime, namespace)
-    image_token_id = await _image_token_id(config.model_path)
     processor = Processor(settings, peers, image_token_id)
     serve_status(runtime, processor.status)
     publish_metrics(generate, processor.status, name, f"{namespace}.{COMPONENT}")
