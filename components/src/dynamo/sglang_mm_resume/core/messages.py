@@ -116,8 +116,6 @@ class Hello(Message):
 
     op: Literal["hello"] = "hello"
     layout: Layout
-    agent: str = Field(min_length=1)
-    metadata: bytes
     instance_id: int
 
 

@@ -28,6 +28,9 @@ from dynamo.sglang_mm_resume.core.transitions import RECEIVING, Receiving, Recei
 #: Closed transfers that are remembered, so that a late notice is known as late.
 TOMBSTONES = 4096
 
+#: A complete embedding waits this many time-outs for its request's other items.
+CLAIM_PATIENCE = 10
+
 
 class Oddity(StrEnum):
     """Notices that change nothing (R8); the value labels a counter."""
@@ -329,6 +332,7 @@ class Receiver:
         if transfer.state in (Receiving.RECEIVING, Receiving.RESUMING):
             assembled = transfer.granted_tokens >= (transfer.total_tokens or 0)
             self._move(transfer, ReceivingEvent.FINISH if assembled else ReceivingEvent.DRAIN)
+            transfer.deadline = now + self._patience(transfer.state)
         if transfer.state is Receiving.COMPLETE:
             return [Completed(transfer.transfer_id)]
         if transfer.state is Receiving.WAITING:
@@ -387,6 +391,13 @@ class Receiver:
         self._closed[transfer_id] = None
         if len(self._closed) > TOMBSTONES:
             self._closed.popitem(last=False)
+
+    def _patience(self, state: Receiving) -> float:
+        """Seconds until the next event must come. A complete embedding holds no block, and its
+        request may have many more on their way: it is given longer.
+        """
+        timeout_s = self.limits.wait_timeout_s
+        return CLAIM_PATIENCE * timeout_s if state is Receiving.COMPLETE else timeout_s
 
     def _timeout(self, transfer: _Transfer) -> ResumeError:
         waited = f"{self.limits.wait_timeout_s:g} s (--mm-bootstrap-timeout)"

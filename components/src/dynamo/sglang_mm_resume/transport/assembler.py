@@ -197,14 +197,15 @@ class Assembler:
     def _complete(self, transfer_id: str) -> None:
         waits = self._waits[transfer_id]
         if waits.rows is not None:
+            self._expect(-1)
             self.totals.completed += 1
             waits.complete.set_result(waits.rows)
 
     def _end(self, transfer_id: str, error: ResumeError) -> None:
-        self._expect(-1)
         waits = self._waits.pop(transfer_id)
         if waits.complete.done():
             return
+        self._expect(-1)
         self.totals.failed += 1
         self.totals.reasons[error.reason if isinstance(error, Refused) else "failed"] += 1
         for future in (waits.granted, waits.complete):

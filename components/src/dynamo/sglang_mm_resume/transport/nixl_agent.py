@@ -113,10 +113,6 @@ class NixlAgent:
             raise ProtocolError("peers must have blocks of equal size")
         await self._call(lambda: self._connect(peer))
 
-    async def add_writer(self, metadata: bytes) -> None:
-        """Load a writer's metadata, so that it can be probed."""
-        await self._call(lambda: self._agent.add_remote_agent(metadata))
-
     def is_connected(self, agent: str) -> bool:
         return agent in self._peers
 

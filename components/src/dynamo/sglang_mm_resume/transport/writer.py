@@ -105,14 +105,18 @@ class Outgoing:
         Raises `TransferFailed` if a grant expires, the peer is lost, or `close` is called.
         """
         self.sender.encoded(len(rows))
-        while self.sender.state is not Sending.DONE:
-            chunk = self.sender.next_chunk(time.monotonic())
-            if chunk is None:
-                await self._wait_for_change()
-                continue
-            await self._write(chunk, rows)
-            if self.sender.written(chunk):
-                yield self._report(chunk)
+        self._writer.expect(+1)
+        try:
+            while self.sender.state is not Sending.DONE:
+                chunk = self.sender.next_chunk(time.monotonic())
+                if chunk is None:
+                    await self._wait_for_change()
+                    continue
+                await self._write(chunk, rows)
+                if self.sender.written(chunk):
+                    yield self._report(chunk)
+        finally:
+            self._writer.expect(-1)
 
     async def unless_closed(self, work: Awaitable[T]) -> T:
         """What `work` returns. Raises `TransferFailed`, and cancels it, once we are closed."""
@@ -184,6 +188,7 @@ class Writer:
         max_posts: int,
     ) -> None:
         self.totals = WriterTotals()
+        self.expect = agent.expect
         self.staging = StagingPool(pool)
         self._memory = memory
         self._agent = agent
@@ -203,7 +208,6 @@ class Writer:
             raise Refused(Reason.DUPLICATE, f"transfer {grant.transfer_id} was used before (R13)")
         outgoing = Outgoing(self, Sender(grant, num_receiver_blocks, time.monotonic()), agent)
         self._live[grant.transfer_id] = outgoing
-        self._agent.expect(+1)
         self.totals.transfers += 1
         return outgoing
 
@@ -223,8 +227,7 @@ class Writer:
         if outgoing is None:
             return
         await outgoing.close()
-        if self._live.pop(transfer_id, None) is not None:
-            self._agent.expect(-1)
+        self._live.pop(transfer_id, None)
 
     async def close_all(self) -> None:
         for transfer_id in list(self._live):

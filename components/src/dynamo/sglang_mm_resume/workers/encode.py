@@ -64,12 +64,7 @@ class Receivers:
             return welcome
 
     async def _hello(self, name: ReceiverName) -> Welcome:
-        hello = Hello(
-            layout=self._layout,
-            agent=self._agent.name,
-            metadata=self._agent.metadata,
-            instance_id=self._instance_id,
-        )
+        hello = Hello(layout=self._layout, instance_id=self._instance_id)
         answer = await ask(self._client, name.instance_id, hello, PREFILL_REPLY, self._timeout_s)
         if not isinstance(answer, Welcome) or answer.agent != name.agent:
             raise ProtocolError(f"prefill worker {name.instance_id} answered hello with {answer!r}")

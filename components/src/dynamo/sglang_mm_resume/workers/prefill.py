@@ -131,7 +131,7 @@ class TransferHandler:
     async def _answer(self, message: Hello | Reserve | Resume | Abort | Ping) -> Message:
         match message:
             case Hello():
-                return await self._welcome(message)
+                return self._welcome(message)
             case Reserve() | Resume():
                 return await self._grant(message)
             case Abort():
@@ -140,9 +140,8 @@ class TransferHandler:
             case Ping():
                 return Done()
 
-    async def _welcome(self, hello: Hello) -> Welcome:
+    def _welcome(self, hello: Hello) -> Welcome:
         self._layout.require_same(hello.layout, f"encode worker {hello.instance_id}")
-        await self._agent.add_writer(hello.metadata)
         logger.info("met encode worker %s: layout %s", hello.instance_id, self._layout.fingerprint)
         return Welcome(
             layout=self._layout,
