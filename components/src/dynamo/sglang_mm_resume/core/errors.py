@@ -39,16 +39,15 @@ class Reason(StrEnum):
     OVERLOADED = "overloaded"  # a limit of this worker is reached: try again later
     TIMEOUT = "timeout"  # no block became free in time: try again later
     TOO_LONG = "too_long"  # the embedding can never fit (index-based slots, context length)
-    UNKNOWN_TRANSFER = "unknown_transfer"  # no live transfer of that name
+    UNKNOWN_TRANSFER = "unknown_transfer"  # no live transfer of that name: it was given up
     DUPLICATE = "duplicate"  # a transfer id was used twice; retries need a fresh one
     BAD_REQUEST = "bad_request"  # the media or the prompt is wrong: the client must change it
     PROTOCOL = "protocol"  # a peer broke the protocol: a bug, not the client's fault
     FAILED = "failed"  # the transfer broke half-way: a fresh one may do better
-    SHUTTING_DOWN = "shutting_down"  # this worker drains: use another
 
 
 #: Refusals that another worker, or the same one a moment later, might not give.
-RETRYABLE = frozenset({Reason.OVERLOADED, Reason.TIMEOUT, Reason.FAILED, Reason.SHUTTING_DOWN})
+RETRYABLE = frozenset({Reason.OVERLOADED, Reason.TIMEOUT, Reason.FAILED, Reason.UNKNOWN_TRANSFER})
 
 
 class Refused(ResumeError):

@@ -95,6 +95,7 @@ class ReceiverLimits:
     chunk_blocks: int
     resumable: bool
     settle_interval_s: float
+    max_quarantined_blocks: int
 
 
 @dataclass(slots=True)
@@ -138,6 +139,12 @@ class Receiver:
         transfer_id = message.transfer_id
         if transfer_id in self._live or transfer_id in self._closed:
             raise Refused(Reason.DUPLICATE, f"transfer {transfer_id} was used before (R13)")
+        if not self.is_ready:
+            raise Refused(
+                Reason.OVERLOADED,
+                f"{self.pool.stats().quarantined} of {self.pool.num_blocks} blocks are "
+                "quarantined (--mm-resume-max-quarantined-fraction): try again later",
+            )
         if len(self._queue) >= self.limits.max_waiting:
             raise Refused(
                 Reason.OVERLOADED,
@@ -269,6 +276,20 @@ class Receiver:
     def live(self) -> dict[str, Receiving]:
         """Every transfer that is not closed, by id."""
         return {transfer_id: t.state for transfer_id, t in self._live.items()}
+
+    @property
+    def is_ready(self) -> bool:
+        """False while so much is quarantined that new requests had better go elsewhere (R6)."""
+        return self.pool.stats().quarantined <= self.limits.max_quarantined_blocks
+
+    @property
+    def writing(self) -> dict[str, int]:
+        """The transfers whose writer may write now, and that writer: its liveness matters."""
+        return {
+            transfer_id: transfer.reserve.writer_instance_id
+            for transfer_id, transfer in self._live.items()
+            if transfer.open and transfer.state is not Receiving.QUARANTINED
+        }
 
     @property
     def num_waiting(self) -> int:

@@ -70,6 +70,10 @@ class Sender:
         self._in_flight += 1
         return self._to_post.popleft()
 
+    def deadline_of(self, chunk: Chunk) -> float:
+        """Until when, on our clock, the chunk may be posted (R8)."""
+        return self._open[chunk.generation].deadline
+
     def notice(self, chunk: Chunk) -> ChunkNotice:
         """What the receiver is told once the chunk's bytes are there."""
         if self.total_tokens is None:

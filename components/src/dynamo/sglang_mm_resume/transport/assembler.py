@@ -9,16 +9,17 @@ Everything here runs on one event loop. Each effect of the core is carried out b
 import asyncio
 import logging
 import time
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import assert_never
+from typing import Final, assert_never
 
 import torch
 
 from dynamo.sglang_mm_resume.core.errors import (
     ProtocolError,
+    Reason,
     Refused,
     ResumeError,
     TransferFailed,
@@ -37,6 +38,9 @@ from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 
 logger = logging.getLogger(__name__)
 
+#: Ended transfers whose cause is remembered, for the request that comes for their embedding.
+REMEMBERED_ENDS: Final = 1024
+
 #: Asks a writer (instance id) to close a transfer. True: it confirmed, or is dead and drained.
 AskWriterToClose = Callable[[int, str], Awaitable[bool]]
 
@@ -47,7 +51,7 @@ class _Waits:
 
     granted: "asyncio.Future[Grant]"
     complete: "asyncio.Future[torch.Tensor]"
-    rows: torch.Tensor | None = None
+    rows: "asyncio.Future[torch.Tensor] | None" = None
 
 
 @dataclass(slots=True)
@@ -73,16 +77,21 @@ class Assembler:
         threads: Executor,
         ask_writer: AskWriterToClose,
         expect: Callable[[int], None],
+        on_ready: Callable[[bool], None] = lambda ready: None,
     ) -> None:
+        """`on_ready` hears when too much is quarantined, and when that is over (R6)."""
         self.receiver = receiver
         self.totals = Totals()
         self._memory = memory
         self._threads = threads
         self._ask_writer = ask_writer
         self._expect = expect
+        self._on_ready = on_ready
+        self._ready = True
         self._loop = asyncio.get_running_loop()
         self._waits: dict[str, _Waits] = {}
         self._tasks: set[asyncio.Task[None]] = set()
+        self._ended: OrderedDict[str, ResumeError] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
 
     # What the workers call.
@@ -107,10 +116,12 @@ class Assembler:
     async def resume(self, transfer_id: str, sent_tokens: int, total_tokens: int) -> Grant:
         """More blocks, once those of the transfer are home and its turn comes (R4)."""
         waits = self._require(transfer_id)
+        now = time.monotonic()
+        effects = self.receiver.resume(transfer_id, sent_tokens, total_tokens, now)
+        # Only now: a repeated resume is refused above and must not orphan the one that waits.
         waits.granted = self._loop.create_future()
         self.totals.resumes += 1
-        now = time.monotonic()
-        self._perform(self.receiver.resume(transfer_id, sent_tokens, total_tokens, now))
+        self._perform(effects)
         return await self._grant(transfer_id, waits)
 
     async def take(self, transfer_id: str) -> torch.Tensor:
@@ -172,7 +183,18 @@ class Assembler:
                     self._spawn(self._settle(transfer_id, writer))
                 case _:
                     assert_never(effect)
+        self._report_readiness()
         self._arm()
+
+    def _report_readiness(self) -> None:
+        ready = self.receiver.is_ready
+        if ready != self._ready:
+            self._ready = ready
+            quarantined = self.receiver.pool.stats().quarantined
+            logger.warning(
+                "%s: %d blocks quarantined", "ready" if ready else "unready", quarantined
+            )
+            self._on_ready(ready)
 
     def _hand_over(self, transfer_id: str, grant: Grant) -> None:
         waits = self._waits.get(transfer_id)
@@ -186,10 +208,15 @@ class Assembler:
         waits = self._waits.get(effect.transfer_id)
         if waits is None:
             return
-        if waits.rows is None:
-            waits.rows = self._memory.empty_rows(effect.total_tokens)
+        if waits.rows is None:  # pinning host memory takes milliseconds: not on the loop
+            waits.rows = asyncio.ensure_future(
+                self._loop.run_in_executor(
+                    self._threads, self._memory.empty_rows, effect.total_tokens
+                )
+            )
         chunk = effect.chunk
-        rows = waits.rows[chunk.first_token : chunk.first_token + chunk.num_tokens]
+        embedding = await asyncio.shield(waits.rows)
+        rows = embedding[chunk.first_token : chunk.first_token + chunk.num_tokens]
         await self._loop.run_in_executor(self._threads, self._memory.gather, chunk.blocks, rows)
         self.totals.bytes += chunk.num_tokens * self._memory.layout.token_bytes
         self._perform(self.receiver.copied(effect.transfer_id, chunk, time.monotonic()))
@@ -199,13 +226,16 @@ class Assembler:
         if waits.rows is not None:
             self._expect(-1)
             self.totals.completed += 1
-            waits.complete.set_result(waits.rows)
+            waits.complete.set_result(waits.rows.result())
 
     def _end(self, transfer_id: str, error: ResumeError) -> None:
         waits = self._waits.pop(transfer_id)
         if waits.complete.done():
             return
         self._expect(-1)
+        self._ended[transfer_id] = error
+        if len(self._ended) > REMEMBERED_ENDS:
+            self._ended.popitem(last=False)
         self.totals.failed += 1
         self.totals.reasons[error.reason if isinstance(error, Refused) else "failed"] += 1
         for future in (waits.granted, waits.complete):
@@ -222,9 +252,10 @@ class Assembler:
 
     def _require(self, transfer_id: str) -> _Waits:
         waits = self._waits.get(transfer_id)
-        if waits is None:
-            raise TransferFailed(f"no live transfer {transfer_id}: it timed out or was given up")
-        return waits
+        if waits is not None:
+            return waits
+        ended = self._ended.get(transfer_id)
+        raise ended or Refused(Reason.UNKNOWN_TRANSFER, f"no live transfer {transfer_id}")
 
     async def _grant(self, transfer_id: str, waits: _Waits) -> Grant:
         try:

@@ -117,15 +117,21 @@ class NixlAgent:
         return agent in self._peers
 
     async def write(
-        self, agent: str, local: Sequence[int], remote: Sequence[int], notice: bytes
+        self,
+        agent: str,
+        local: Sequence[int],
+        remote: Sequence[int],
+        notice: bytes,
+        deadline: float,
     ) -> None:
         """WRITE local blocks to remote ones, then notify. Returns when nothing is in flight.
 
-        Raises `PeerLost` or `TransferFailed`. Cancelling the caller does not stop the write:
+        Raises `PeerLost`, or `TransferFailed` if `deadline` (monotonic seconds) has passed when
+        the thread comes to post it (R8). Cancelling the caller does not stop the write:
         shield it, and keep the local blocks until it returns (R6).
         """
         landed: Future[None] = Future()
-        self._commands.put(lambda: self._post(agent, local, remote, notice, landed))
+        self._commands.put(lambda: self._post(agent, local, remote, notice, deadline, landed))
         await asyncio.wrap_future(landed)
 
     def expect(self, change: int) -> None:
@@ -138,6 +144,8 @@ class NixlAgent:
         result: Future[T] = Future()
 
         def run() -> None:
+            if not result.set_running_or_notify_cancel():
+                return  # the caller is gone
             try:
                 result.set_result(function())
             except Exception as error:  # the caller decides; the thread goes on
@@ -151,7 +159,7 @@ class NixlAgent:
     def _run(self) -> None:
         if self._memory.device.type == "cuda":
             torch.cuda.set_device(self._memory.device)
-        while not (self._stopping and not self._flights):
+        while not (self._stopping and not self._flights and self._commands.empty()):
             self._next_command()
             self._poll_flights()
             self._poll_notices()
@@ -211,8 +219,15 @@ class NixlAgent:
         local: Sequence[int],
         remote: Sequence[int],
         notice: bytes,
+        deadline: float,
         landed: "Future[None]",
     ) -> None:
+        if not landed.set_running_or_notify_cancel():
+            return  # the caller is gone
+        late_s = time.monotonic() - deadline
+        if late_s > 0:
+            landed.set_exception(TransferFailed(f"a grant expired {late_s:.1f} s before its post"))
+            return
         peer = self._peers.get(agent)
         if peer is None:
             landed.set_exception(PeerLost(f"NIXL agent {agent} is not connected"))

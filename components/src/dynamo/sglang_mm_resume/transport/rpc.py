@@ -3,6 +3,7 @@
 """One message, one answer over a Dynamo endpoint; never without a deadline."""
 
 import asyncio
+from collections.abc import AsyncIterator
 from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter
@@ -25,6 +26,20 @@ class Client(Protocol):
     ) -> Any: ...
 
     def instance_ids(self) -> list[int]: ...
+
+
+async def each_within(limit_s: float, stream: AsyncIterator[T]) -> AsyncIterator[T]:
+    """The items of `stream`. Raises `PeerUnreachable` if one takes longer than `limit_s`."""
+    iterator = aiter(stream)
+    while True:
+        try:
+            async with asyncio.timeout(limit_s):
+                item = await anext(iterator)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise PeerUnreachable(f"nothing was heard for {limit_s:g} s") from None
+        yield item
 
 
 async def ask(

@@ -69,6 +69,8 @@ class StagingPool:
             self._queue.cancel(key)
             if future.done() and not future.cancelled():
                 self.give_back(future.result())
+            else:
+                self._serve()  # those behind us may fit
             raise
         finally:
             self._waiting.pop(key, None)
@@ -79,7 +81,10 @@ class StagingPool:
 
     def _serve(self) -> None:
         for key, lease in self._queue.pump():
-            self._waiting[key].set_result(lease)
+            if self._waiting[key].cancelled():
+                self.give_back(lease)
+            else:
+                self._waiting[key].set_result(lease)
 
 
 class Outgoing:
@@ -93,6 +98,7 @@ class Outgoing:
         self._closed = asyncio.Event()
         self._writes: set[asyncio.Task[None]] = set()
         self._unreported_bytes = 0
+        self._drained_at = 0.0
 
     def add_grant(self, grant: Grant) -> None:
         """More room. Raises `ProtocolError` if it does not continue the last grant."""
@@ -132,12 +138,17 @@ class Outgoing:
             closed.cancel()
 
     async def close(self) -> None:
-        """Post nothing more; returns once nothing is in flight (R6)."""
+        """Post nothing more; returns once nothing is in flight (R6).
+
+        After a write that failed over TCP, bytes may still lie in the receiver's socket: they get
+        the drain time to be applied before anybody may think that the blocks are quiet.
+        """
         self.sender.close()
         self._closed.set()
         self._changed.set()
         if self._writes:
             await asyncio.wait(self._writes)
+        await asyncio.sleep(max(0.0, self._drained_at - time.monotonic()))
 
     def _forget_write(self, task: "asyncio.Task[None]") -> None:
         self._writes.discard(task)
@@ -161,7 +172,8 @@ class Outgoing:
     async def _write(self, chunk: Chunk, rows: torch.Tensor) -> None:
         """Write one chunk in a task of its own: a cancelled request must not orphan it."""
         part = rows[chunk.first_token : chunk.first_token + chunk.num_tokens]
-        work = self._writer.write_chunk(self.agent, part, chunk, self.sender.notice(chunk))
+        notice, deadline = self.sender.notice(chunk), self.sender.deadline_of(chunk)
+        work = self._writer.write_chunk(self.agent, part, chunk, notice, deadline)
         task = asyncio.ensure_future(work)
         self._writes.add(task)
         task.add_done_callback(self._forget_write)
@@ -171,6 +183,7 @@ class Outgoing:
             task.add_done_callback(lambda _: self.sender.write_failed())
             raise
         except BaseException:
+            self._drained_at = time.monotonic() + self._writer.drain_s
             self.sender.write_failed()
             raise
         self._unreported_bytes += part.numel() * part.element_size()
@@ -186,14 +199,18 @@ class Writer:
         agent: NixlAgent,
         threads: Executor,
         max_posts: int,
+        drain_s: float,
     ) -> None:
+        """`max_posts`: writes posted at once per receiver, so that a hung one stalls no other."""
         self.totals = WriterTotals()
         self.expect = agent.expect
         self.staging = StagingPool(pool)
         self._memory = memory
         self._agent = agent
         self._threads = threads
-        self._posts = asyncio.Semaphore(max_posts)
+        self.drain_s = drain_s
+        self._max_posts = max_posts
+        self._posts: dict[str, asyncio.Semaphore] = {}
         self._live: dict[str, Outgoing] = {}
         self._closed: OrderedDict[str, None] = OrderedDict()
 
@@ -234,7 +251,7 @@ class Writer:
             await self.close(transfer_id)
 
     async def write_chunk(
-        self, agent: str, rows: torch.Tensor, chunk: Chunk, notice: ChunkNotice
+        self, agent: str, rows: torch.Tensor, chunk: Chunk, notice: ChunkNotice, deadline: float
     ) -> None:
         """Stage and write one chunk; its notice leaves with its last piece.
 
@@ -243,26 +260,31 @@ class Writer:
         """
         size = min(len(chunk.blocks), self.staging.pool.num_blocks)
         payload = notice.model_dump_json().encode()
-        async with self._posts:
+        async with self._posts.setdefault(agent, asyncio.Semaphore(self._max_posts)):
             started = time.monotonic()
             for first in range(0, len(chunk.blocks), size):
                 remote = chunk.blocks[first : first + size]
                 last = first + size >= len(chunk.blocks)
                 begin = first * self._memory.layout.block_size
                 piece = rows[begin : begin + len(remote) * self._memory.layout.block_size]
-                await self._write_piece(agent, piece, remote, payload if last else b"")
+                await self._write_piece(agent, piece, remote, payload if last else b"", deadline)
             self.totals.chunks += 1
             self.totals.bytes += rows.numel() * rows.element_size()
             self.totals.write_seconds += time.monotonic() - started
 
     async def _write_piece(
-        self, agent: str, rows: torch.Tensor, remote: tuple[int, ...], payload: bytes
+        self,
+        agent: str,
+        rows: torch.Tensor,
+        remote: tuple[int, ...],
+        payload: bytes,
+        deadline: float,
     ) -> None:
         lease = await self.staging.borrow(len(remote))
         try:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._threads, self._memory.scatter, rows, lease.blocks)
-            await self._agent.write(agent, lease.blocks, remote, payload)
+            await self._agent.write(agent, lease.blocks, remote, payload, deadline)
         except TransferFailed:
             self.totals.failures += 1
             raise

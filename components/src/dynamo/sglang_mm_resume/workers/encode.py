@@ -4,7 +4,7 @@
 
 import asyncio
 import logging
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from typing import Any
@@ -52,11 +52,11 @@ class Receivers:
         self._instance_id = instance_id
         self._timeout_s = timeout_s
         self._met: dict[str, Welcome] = {}
-        self._meeting = asyncio.Lock()
+        self._meeting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def meet(self, name: ReceiverName) -> Welcome:
         """Say hello once per NIXL agent. Raises `Refused` naming what differs."""
-        async with self._meeting:
+        async with self._meeting[name.agent]:
             welcome = self._met.get(name.agent)
             if welcome is None or not self._agent.is_connected(name.agent):
                 welcome = await self._hello(name)
@@ -137,13 +137,13 @@ class EncodeHandler:
     async def _serve(
         self, message: Encode, context: RequestContext
     ) -> AsyncGenerator[Message, None]:
+        receiver = await self._receivers.meet(message.receiver)
         if len(self._writer.live) >= self._settings.max_encodes:
             raise Refused(
                 Reason.OVERLOADED,
                 f"{self._settings.max_encodes} media items are being encoded already "
                 "(--mm-resume-max-encodes): try again later",
             )
-        receiver = await self._receivers.meet(message.receiver)
         outgoing = self._writer.open(message.grant, receiver.agent, receiver.num_blocks)
         stop = self._background.start(self._close_when_stopped(message.transfer_id, context))
         try:

@@ -57,6 +57,8 @@ def _refused(media: Media, why: str) -> Refused:
 def _status_text(error: HttpStatusError) -> str:
     if error.status == 415:
         return "not a picture that can be decoded: send JPEG, PNG or WebP"
+    if "truncated" in error.message:
+        return "the picture is truncated or damaged: send the whole file"
     if error.status == 408:
         return "its server did not answer in time"
     if error.status == 400:

@@ -84,6 +84,27 @@ class Writers:
         self._failures[writer] = 0
         return True
 
+    async def watch(self, assembler: Assembler) -> None:
+        """Probe every writer with a transfer in flight, for ever; give up those of a dead one."""
+        while True:
+            await asyncio.sleep(self._settings.heartbeat_interval_s)
+            writers = set(assembler.receiver.writing.values())
+            await asyncio.gather(*(self._probe(writer, assembler) for writer in writers))
+
+    async def _probe(self, writer: int, assembler: Assembler) -> None:
+        timeout_s = self._settings.heartbeat_interval_s
+        try:
+            await ask(self._client, writer, Ping(), ENCODE_CONTROL_REPLY, timeout_s)
+        except ResumeError as error:
+            self._failures[writer] += 1
+            logger.warning("encode worker %s failed a probe: %s", writer, error)
+        else:
+            self._failures[writer] = 0
+        if self._failures[writer] >= self._settings.heartbeat_max_failures:
+            for transfer_id, its_writer in assembler.receiver.writing.items():
+                if its_writer == writer:
+                    assembler.drop(transfer_id, why=f"encode worker {writer} is dead")
+
     async def _is_dead_and_drained(self, writer: int) -> bool:
         """Dead: it fails its probes and its lease is gone. Bytes in sockets then get their time."""
         alive = writer in self._client.instance_ids()

@@ -53,7 +53,7 @@ from dynamo.sglang_mm_resume.core.messages import (
     parse,
 )
 from dynamo.sglang_mm_resume.core.transitions import Shaking
-from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, ask
+from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, ask, each_within
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
 from dynamo.sglang_mm_resume.workers.errors import is_peer_loss, relayed, to_http
 from dynamo.sglang_mm_resume.workers.lifecycle import Background, RequestStopped, until_stopped
@@ -142,6 +142,7 @@ class Processor:
         self._encode_workers = LeastOutstanding(peers.encode_transfer, "encode")
         self._background = Background()
         self._live = 0
+        self._patience_s = settings.bootstrap_timeout_s + SLACK_S
 
     async def generate(
         self, request: dict[str, Any], context: Any
@@ -259,7 +260,7 @@ class Processor:
         )
         try:
             stream = await self._peers.encode.direct(dump(message), encode, annotated=False)
-            async for payload in stream:
+            async for payload in each_within(self._patience_s, stream):
                 event = parse(ENCODE_EVENT, payload)
                 if isinstance(event, Refusal):
                     raise event.as_error()
@@ -303,7 +304,7 @@ class Processor:
         self, item: _Item, prefill: int, message: Reserve | Resume
     ) -> Granted | NoBlocks:
         waits = not isinstance(message, Resume) or message.wait
-        timeout_s = self._settings.bootstrap_timeout_s + SLACK_S if waits else CONTROL_TIMEOUT_S
+        timeout_s = self._patience_s if waits else CONTROL_TIMEOUT_S
         answer = await ask(self._peers.prefill_transfer, prefill, message, PREFILL_REPLY, timeout_s)
         if not isinstance(answer, Granted | NoBlocks):
             raise ProtocolError(f"prefill worker {prefill} answered {message.op} with {answer!r}")

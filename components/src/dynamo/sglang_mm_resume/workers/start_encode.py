@@ -85,7 +85,7 @@ async def _serve(
         settings,
         encoder,
         MediaLoader(threads, layout.fingerprint),
-        Writer(pool.blocks, pool.memory, agent, threads, settings.queue_size),
+        Writer(pool.blocks, pool.memory, agent, threads, settings.queue_size, settings.drain_s),
         receivers,
     )
     serve_status(runtime, handler.status)

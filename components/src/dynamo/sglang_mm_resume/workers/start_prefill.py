@@ -111,7 +111,15 @@ async def _serve(
     agent = NixlAgent(f"prefill-{uuid4().hex}", pool.memory, on_notice)
     await agent.start()
     receiver = Receiver(pool.blocks, _limits(settings, layout, pool))
-    assembler = Assembler(receiver, pool.memory, threads, writers.close_transfer, agent.expect)
+    assembler = Assembler(
+        receiver,
+        pool.memory,
+        threads,
+        writers.close_transfer,
+        agent.expect,
+        runtime.set_health_status,
+    )
+    heartbeat = asyncio.ensure_future(writers.watch(assembler))
     embeddings = sglang_engine.EmbeddingInput(engine)
     await sglang_engine.warm_up(engine, embeddings, layout.width)
 
@@ -161,6 +169,7 @@ async def _serve(
             register(),
         )
     finally:
+        heartbeat.cancel()
         await assembler.close()
         await agent.stop()
         threads.shutdown(wait=False, cancel_futures=True)
@@ -174,4 +183,5 @@ def _limits(settings: Settings, layout: Layout, pool: Pool) -> ReceiverLimits:
         chunk_blocks=settings.chunk_blocks,
         resumable=pool.resumable,
         settle_interval_s=settings.heartbeat_interval_s,
+        max_quarantined_blocks=int(settings.max_quarantined_fraction * pool.blocks.num_blocks),
     )

@@ -1,0 +1,157 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""The documents: generated sections are current, links resolve, and what is cited exists."""
+
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from dynamo.sglang_mm_resume.core import messages
+from dynamo.sglang_mm_resume.core.errors import Reason
+from dynamo.sglang_mm_resume.core.layout import Layout
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "components" / "src" / "dynamo" / "sglang_mm_resume"
+PROTOCOL = ROOT / "docs" / "protocol.md"
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SCRIPTS = sorted((ROOT / "docs").glob("*.py"))
+GENERATORS = [script for script in SCRIPTS if script.name.startswith("make_")]
+# Code may cite rules and sections, and so may tests.
+CITING = [
+    path for folder in (PACKAGE, ROOT / "tests", ROOT / "examples") for path in folder.rglob("*.py")
+]
+HEADER = (
+    "# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors\n"
+    "# SPDX-License-Identifier: Apache-2.0\n"
+)
+MODELS = [
+    model
+    for model in vars(messages).values()
+    if isinstance(model, type) and issubclass(model, BaseModel) and model is not BaseModel
+]
+# Not messages: their base, and how both sides cut a grant.
+UNSENT = {messages.Message, messages.Chunk}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def run(script: Path, option: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run(
+        [sys.executable, script, option], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("script", GENERATORS, ids=name_of)
+def test_generated_sections_are_current(script: Path) -> None:
+    outcome = run(script, "--check")
+    assert outcome.returncode == 0, outcome.stderr
+
+
+@pytest.mark.parametrize("script", GENERATORS, ids=name_of)
+def test_a_stale_section_is_found_and_renewed(script: Path, tmp_path: Path) -> None:
+    for path in (*SCRIPTS, PROTOCOL):
+        copy = tmp_path / "docs" / path.name
+        copy.parent.mkdir(exist_ok=True)
+        copy.write_text(stale(path.read_text()) if path == PROTOCOL else path.read_text())
+    (tmp_path / "README.md").write_text(stale((ROOT / "README.md").read_text()))
+    copied = tmp_path / "docs" / script.name
+    outcome = run(copied, "--check")
+    assert outcome.returncode == 1
+    assert "is stale: run with --write" in outcome.stderr
+    assert run(copied, "--write").returncode == 0
+    assert run(copied, "--check").returncode == 0
+
+
+def stale(document: str) -> str:
+    """`document` with an outdated line in its generated section."""
+    return document.replace(": generated -->\n", ": generated -->\noutdated\n")
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_relative_links_resolve(document: Path) -> None:
+    for target, anchor in relative_links(document):
+        assert target.exists(), f"{target} does not exist"
+        if anchor:
+            assert anchor in anchors(target), f"{name_of(target)} has no heading #{anchor}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_files_that_are_named_exist(document: Path) -> None:
+    text = without_blocks(document.read_text())
+    for name in re.findall(r"`((?:[\w.]+/)*\w+\.py)`", text):
+        assert any((folder / name).is_file() for folder in (ROOT, PACKAGE)), name
+
+
+def test_every_rule_that_is_cited_is_there() -> None:
+    rules = set(re.findall(r"^\*\*(R\d+) ", PROTOCOL.read_text(), re.MULTILINE))
+    assert rules == {f"R{n}" for n in range(1, len(rules) + 1)}
+    unknown = {
+        (name_of(path), rule)
+        for path in CITING
+        for rule in re.findall(r"\bR[1-9]\d?\b", path.read_text())
+        if rule not in rules
+    }
+    assert not unknown
+
+
+def test_every_section_that_is_cited_is_there() -> None:
+    sections = set(re.findall(r"^## (\d+)\. ", PROTOCOL.read_text(), re.MULTILINE))
+    cited = {
+        section
+        for path in CITING
+        for section in re.findall(r"protocol\.md §(\d+)", path.read_text())
+    }
+    assert cited <= sections
+
+
+@pytest.mark.parametrize("model", [m for m in MODELS if m not in UNSENT], ids=lambda m: m.__name__)
+def test_a_message_is_described_with_its_fields_and_no_others(model: type[BaseModel]) -> None:
+    row = next(row for row in protocol_rows() if f"`{model.__name__}`" in row[0])
+    cells = row[1:]
+    if model is Layout:  # one row per field, below
+        cells = tuple(row[0] for row in protocol_rows() if row[0].strip("`") in Layout.model_fields)
+    described = set(re.findall(r"`([a-z_]+)`", " ".join(cells)))
+    assert described == set(model.model_fields) - {"v", "op"}
+
+
+def test_every_reason_is_described() -> None:
+    names = [name for cells in protocol_rows() for name in re.findall(r"`(\w+)`", cells[0])]
+    assert {reason.value for reason in Reason} <= set(names)
+
+
+@pytest.mark.parametrize("script", [*SCRIPTS, Path(__file__)], ids=name_of)
+def test_scripts_have_the_licence_header(script: Path) -> None:
+    assert script.read_text().startswith(HEADER)
+
+
+def protocol_rows() -> Iterator[tuple[str, ...]]:
+    """The cells of every table row in docs/protocol.md."""
+    for line in PROTOCOL.read_text().splitlines():
+        if line.startswith("| "):
+            yield tuple(cell.strip() for cell in line.strip("|").split("|"))
+
+
+def relative_links(document: Path) -> Iterator[tuple[Path, str]]:
+    """File and anchor of every link of `document` that does not leave the repository."""
+    for link in re.findall(r"\]\(([^)\s]+)\)", without_blocks(document.read_text())):
+        if not re.match(r"[a-z]+:", link):
+            path, _, anchor = link.partition("#")
+            yield (document.parent / path if path else document), anchor
+
+
+def anchors(document: Path) -> set[str]:
+    """The anchors that GitHub gives to the headings of `document`."""
+    headings = re.findall(r"^#+ (.+)$", without_blocks(document.read_text()), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def without_blocks(text: str) -> str:
+    """`text` without its fenced blocks."""
+    return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
