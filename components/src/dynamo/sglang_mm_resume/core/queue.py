@@ -20,10 +20,15 @@ class _Waiter:
 
 
 class GrantQueue:
-    """Wishes for blocks of one pool. A key waits at most once."""
+    """Wishes for blocks of one pool. A key waits at most once.
 
-    def __init__(self, pool: BlockPool) -> None:
+    `divisible`: a wish may be served with less while blocks are quarantined, because the rest
+    can be resumed. A fixed slot is not: it waits for all of its blocks.
+    """
+
+    def __init__(self, pool: BlockPool, divisible: bool = True) -> None:
         self._pool = pool
+        self._divisible = divisible
         self._heap: list[_Waiter] = []
         self._waiting: dict[str, _Waiter] = {}
         self._arrivals = 0
@@ -48,8 +53,7 @@ class GrantQueue:
         """Serve the head of the queue as long as its whole wish fits."""
         served = []
         while (head := self._head()) is not None:
-            # Quarantined blocks may stay away for long: ask for what can ever come back.
-            wanted = min(head.num_blocks, self._pool.usable_blocks)
+            wanted = self._wanted(head)
             lease = self._pool.try_alloc_blocks(wanted, head.key) if wanted else None
             if lease is None:
                 break
@@ -63,6 +67,12 @@ class GrantQueue:
         if self._waiting:
             return None
         return self._pool.try_alloc_blocks(min(num_blocks, self._pool.num_blocks), key)
+
+    def _wanted(self, waiter: _Waiter) -> int:
+        """Quarantined blocks may stay away for long: ask for what can ever come back."""
+        if not self._divisible:
+            return waiter.num_blocks
+        return min(waiter.num_blocks, self._pool.usable_blocks)
 
     def _head(self) -> _Waiter | None:
         while self._heap and self._waiting.get(self._heap[0].key) is not self._heap[0]:

@@ -127,7 +127,7 @@ class Receiver:
         self.pool = pool
         self.limits = limits
         self.oddities: Counter[Oddity] = Counter()
-        self._queue = GrantQueue(pool)
+        self._queue = GrantQueue(pool, divisible=limits.resumable)
         self._live: dict[str, _Transfer] = {}
         self._closed: OrderedDict[str, None] = OrderedDict()
         self._assembled_tokens = 0
@@ -231,8 +231,6 @@ class Receiver:
         granted = transfer.open.get(chunk.generation) if transfer else None
         if transfer is None or granted is None or transfer.total_tokens is None:
             return []  # given up meanwhile
-        if transfer.state is Receiving.QUARANTINED:
-            return []
         granted.copied.add(chunk.index)
         if len(granted.copied) < len(chunks_of(granted.grant, transfer.total_tokens)):
             return []

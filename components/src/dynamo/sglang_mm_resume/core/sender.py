@@ -130,6 +130,8 @@ class Sender:
             raise ProtocolError(
                 f"grant starts at token {grant.first_token}, expected {self._next_token}"
             )
+        if self.total_tokens is not None and grant.first_token >= self.total_tokens:
+            raise ProtocolError(f"grant starts behind the last of {self.total_tokens} tokens")
         if len(set(grant.blocks)) != len(grant.blocks):
             raise ProtocolError("grant names a block twice")  # NIXL would write both
         if max(grant.blocks) >= self._num_receiver_blocks:

@@ -8,6 +8,7 @@ Everything here runs on one event loop. Each effect of the core is carried out b
 
 import asyncio
 import logging
+import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
@@ -51,7 +52,8 @@ class _Waits:
 
     granted: "asyncio.Future[Grant]"
     complete: "asyncio.Future[torch.Tensor]"
-    rows: "asyncio.Future[torch.Tensor] | None" = None
+    rows: torch.Tensor | None = None
+    making_rows: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(slots=True)
@@ -208,25 +210,25 @@ class Assembler:
         waits = self._waits.get(effect.transfer_id)
         if waits is None:
             return
-        if waits.rows is None:  # pinning host memory takes milliseconds: not on the loop
-            waits.rows = asyncio.ensure_future(
-                self._loop.run_in_executor(
-                    self._threads, self._memory.empty_rows, effect.total_tokens
-                )
-            )
+        await self._loop.run_in_executor(self._threads, self._gather, waits, effect)
+        self.totals.bytes += effect.chunk.num_tokens * self._memory.layout.token_bytes
+        self._perform(self.receiver.copied(effect.transfer_id, effect.chunk, time.monotonic()))
+
+    def _gather(self, waits: _Waits, effect: CopyOut) -> None:
+        """In a thread: the first chunk makes the embedding (pinning takes milliseconds)."""
+        with waits.making_rows:
+            if waits.rows is None:
+                waits.rows = self._memory.empty_rows(effect.total_tokens)
         chunk = effect.chunk
-        embedding = await asyncio.shield(waits.rows)
-        rows = embedding[chunk.first_token : chunk.first_token + chunk.num_tokens]
-        await self._loop.run_in_executor(self._threads, self._memory.gather, chunk.blocks, rows)
-        self.totals.bytes += chunk.num_tokens * self._memory.layout.token_bytes
-        self._perform(self.receiver.copied(effect.transfer_id, chunk, time.monotonic()))
+        rows = waits.rows[chunk.first_token : chunk.first_token + chunk.num_tokens]
+        self._memory.gather(chunk.blocks, rows)
 
     def _complete(self, transfer_id: str) -> None:
         waits = self._waits[transfer_id]
         if waits.rows is not None:
             self._expect(-1)
             self.totals.completed += 1
-            waits.complete.set_result(waits.rows.result())
+            waits.complete.set_result(waits.rows)
 
     def _end(self, transfer_id: str, error: ResumeError) -> None:
         waits = self._waits.pop(transfer_id)
@@ -254,8 +256,8 @@ class Assembler:
         waits = self._waits.get(transfer_id)
         if waits is not None:
             return waits
-        ended = self._ended.get(transfer_id)
-        raise ended or Refused(Reason.UNKNOWN_TRANSFER, f"no live transfer {transfer_id}")
+        unknown = Refused(Reason.UNKNOWN_TRANSFER, f"no live transfer {transfer_id}")
+        raise self._ended.get(transfer_id, unknown).with_traceback(None)
 
     async def _grant(self, transfer_id: str, waits: _Waits) -> Grant:
         try:

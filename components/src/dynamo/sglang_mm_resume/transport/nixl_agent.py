@@ -40,6 +40,8 @@ BUSY_POLL_S: Final = 0.0002
 IDLE_POLL_S: Final = 0.05
 #: Seconds of busy polling after the last activity; a first notification needs the writer's help.
 LINGER_S: Final = 0.25
+#: Seconds between rounds that fail, so that a lasting fault does not flood the log.
+AFTER_ERROR_S: Final = 1.0
 #: Makes UCX connect ahead of the first chunk (5 to 13 ms); receivers drop it.
 WARM_UP: Final = b"warm-up"
 
@@ -75,6 +77,7 @@ class NixlAgent:
         self._busy_until = 0.0
         self._flights: list[_Flight] = []
         self._peers: dict[str, _Peer] = {}
+        self._lost: dict[str, _Peer] = {}  # failed, but with writes still in flight
         self._stopping = False
         self._thread = threading.Thread(target=self._run, name=f"nixl-{name}", daemon=True)
         self._agent: Any = None
@@ -130,6 +133,7 @@ class NixlAgent:
         the thread comes to post it (R8). Cancelling the caller does not stop the write:
         shield it, and keep the local blocks until it returns (R6).
         """
+        self._require_running()
         landed: Future[None] = Future()
         self._commands.put(lambda: self._post(agent, local, remote, notice, deadline, landed))
         await asyncio.wrap_future(landed)
@@ -140,7 +144,12 @@ class NixlAgent:
         if change > 0:
             self._commands.put(None)  # wakes the thread from its calm poll
 
+    def _require_running(self) -> None:
+        if self._stopping:
+            raise TransferFailed(f"NIXL agent {self.name} is stopped")
+
     async def _call(self, function: Callable[[], T]) -> T:
+        self._require_running()
         result: Future[T] = Future()
 
         def run() -> None:
@@ -160,9 +169,13 @@ class NixlAgent:
         if self._memory.device.type == "cuda":
             torch.cuda.set_device(self._memory.device)
         while not (self._stopping and not self._flights and self._commands.empty()):
-            self._next_command()
-            self._poll_flights()
-            self._poll_notices()
+            try:
+                self._next_command()
+                self._poll_flights()
+                self._poll_notices()
+            except Exception:  # a dead thread would leave every caller waiting for ever
+                logger.exception("NIXL agent %s: a round failed", self.name)
+                time.sleep(AFTER_ERROR_S)
         self._destroy()
 
     def _next_command(self) -> None:
@@ -207,6 +220,8 @@ class NixlAgent:
     def _connect(self, peer: Welcome) -> None:
         if peer.agent in self._peers:
             return
+        if peer.agent in self._lost:
+            raise PeerLost(f"NIXL agent {peer.agent} failed and still has writes in flight")
         self._agent.add_remote_agent(peer.metadata)
         blocks = self._block_list(peer.base_address, peer.num_blocks, peer.device_id)
         prepared = self._agent.prep_xfer_dlist(peer.agent, blocks, peer.memory)
@@ -259,18 +274,26 @@ class NixlAgent:
         if flight.handle is not None:
             flight.handle.release()
         self._busy_until = time.monotonic() + LINGER_S
+        if error is not None or flight.peer in self._lost:
+            self._forget(flight.peer)
         if error is None:
             flight.done.set_result(None)
             return
-        self._forget(flight.peer)
         name = type(error).__name__
         flight.done.set_exception(PeerLost(f"write to {flight.peer} failed: {name}: {error}"))
 
     def _forget(self, agent: str) -> None:
-        """Nothing heals by itself after an error: the next write meets the peer anew."""
-        peer = self._peers.pop(agent, None)
-        if peer is None or any(flight.peer == agent for flight in self._flights):
+        """Nothing heals by itself after an error: the next write meets the peer anew.
+
+        The peer is removed with its last write in flight, never under one.
+        """
+        peer = self._peers.pop(agent, None) or self._lost.get(agent)
+        if peer is None:
             return
+        if any(flight.peer == agent for flight in self._flights):
+            self._lost[agent] = peer
+            return
+        self._lost.pop(agent, None)
         try:
             peer.blocks.release()
             self._agent.remove_remote_agent(agent)
@@ -278,12 +301,12 @@ class NixlAgent:
             logger.debug("forgetting NIXL agent %s: %s", agent, error)
 
     def _destroy(self) -> None:
-        if self._agent is None:
-            return
         for peer in self._peers.values():
             peer.blocks.release()
-        self._local.release()
-        self._agent.deregister_memory(self._registration)
+        if self._local is not None:
+            self._local.release()
+        if self._registration is not None:
+            self._agent.deregister_memory(self._registration)
         self._agent = None
 
     def _block_list(self, address: int, num_blocks: int, device_id: int) -> "np.ndarray[Any, Any]":

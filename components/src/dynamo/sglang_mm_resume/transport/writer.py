@@ -110,6 +110,7 @@ class Outgoing:
 
         Raises `TransferFailed` if a grant expires, the peer is lost, or `close` is called.
         """
+        self._require_open()
         self.sender.encoded(len(rows))
         self._writer.expect(+1)
         try:
@@ -163,9 +164,12 @@ class Outgoing:
             num_bytes=num_bytes,
         )
 
-    async def _wait_for_change(self) -> None:
-        if self.sender.state in (Sending.CLOSING, Sending.CLOSED):
+    def _require_open(self) -> None:
+        if self._closed.is_set():
             raise TransferFailed(f"transfer {self.sender.transfer_id} was closed")
+
+    async def _wait_for_change(self) -> None:
+        self._require_open()
         self._changed.clear()
         await self._changed.wait()
 

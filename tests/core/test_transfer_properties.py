@@ -1,0 +1,249 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Many transfers, one pool, and everything that can go wrong between them (R2, R4 to R9).
+
+Hypothesis chooses what happens next; tests/core/world.py carries it out and checks the rules.
+"""
+
+import os
+from random import Random
+from typing import Any
+
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from dynamo.sglang_mm_resume.core.messages import ChunkNotice
+from dynamo.sglang_mm_resume.core.transitions import Receiving
+from tests.core.world import Item, World, chunks_by_rule
+
+REPEATABLE = "CI" in os.environ
+picks = st.integers(0, 60)
+tokens = st.integers(1, 40) | st.integers(1, 4)
+
+worlds = st.builds(
+    World,
+    num_blocks=st.sampled_from([1, 2, 3, 4, 6, 9]),
+    block_size=st.integers(1, 3),
+    default_blocks=st.integers(1, 3),
+    chunk_blocks=st.integers(1, 3),
+)
+
+
+def one_of(items: list[Item], pick: int) -> Item:
+    return items[pick % len(items)]
+
+
+def possible(can: str) -> Any:
+    """A rule for which `World.<can>()` finds an item."""
+    return precondition(lambda self: bool(getattr(self.world, can)()))
+
+
+class Transfers(RuleBasedStateMachine):
+    @initialize(world=worlds)
+    def start(self, world: World) -> None:
+        self.world = world
+
+    @precondition(lambda self: len(self.world.items) < 8)
+    @rule(total=tokens, priority=st.sampled_from([0, 0, 0, 1]), offset=st.floats(-9, 9))
+    def reserve(self, total: int, priority: int, offset: float) -> None:
+        self.world.reserve(total, priority, offset)
+
+    @precondition(lambda self: self.world.items)
+    @rule(pick=picks)
+    def reserve_again(self, pick: int) -> None:
+        self.world.reserve_again(one_of(list(self.world.items.values()), pick))
+
+    # Progress.
+
+    @rule(choices=st.lists(picks, min_size=1, max_size=25))
+    def progress(self, choices: list[int]) -> None:
+        for choice in choices:
+            self.world.progress(choice)
+            self.world.check()
+
+    @possible("can_open")
+    @rule(pick=picks)
+    def encode_request_arrives(self, pick: int) -> None:
+        self.world.open(one_of(self.world.can_open(), pick))
+
+    @possible("can_encode")
+    @rule(pick=picks)
+    def tower_has_run(self, pick: int) -> None:
+        self.world.encode(one_of(self.world.can_encode(), pick))
+
+    @possible("can_forward")
+    @rule(pick=picks)
+    def forwarded_grant_arrives(self, pick: int) -> None:
+        self.world.forward(one_of(self.world.can_forward(), pick))
+
+    @possible("can_post")
+    @rule(pick=picks)
+    def post(self, pick: int) -> None:
+        self.world.post(one_of(self.world.can_post(), pick))
+
+    @possible("can_land")
+    @rule(pick=picks, num_tokens=st.integers(1, 9))
+    def bytes_land(self, pick: int, num_tokens: int) -> None:
+        self.world.land(one_of(self.world.can_land(), pick), num_tokens)
+
+    @possible("can_finish_write")
+    @rule(pick=picks)
+    def write_ends(self, pick: int) -> None:
+        self.world.finish_write(one_of(self.world.can_finish_write(), pick))
+
+    @possible("can_read_stream")
+    @rule(pick=picks)
+    def processor_reads(self, pick: int) -> None:
+        self.world.read_stream(one_of(self.world.can_read_stream(), pick))
+
+    @possible("can_copy")
+    @rule(pick=picks, which=picks)
+    def copy_ends(self, pick: int, which: int) -> None:
+        self.world.finish_copy(one_of(self.world.can_copy(), pick), which)
+
+    @possible("can_take")
+    @rule(pick=picks)
+    def engine_takes(self, pick: int) -> None:
+        self.world.take(one_of(self.world.can_take(), pick))
+
+    @precondition(lambda self: self.world.in_state(Receiving.IN_ENGINE))
+    @rule(pick=picks)
+    def engine_drops(self, pick: int) -> None:
+        self.world.drop(one_of(self.world.in_state(Receiving.IN_ENGINE), pick))
+
+    # Notices: delivered in any order, twice, late, or never.
+
+    @precondition(lambda self: self.world.network)
+    @rule(index=picks)
+    def notice_arrives(self, index: int) -> None:
+        self.world.deliver(index)
+
+    @precondition(lambda self: self.world.network)
+    @rule(index=picks)
+    def notice_is_doubled(self, index: int) -> None:
+        self.world.network.append(self.world.network[index % len(self.world.network)])
+
+    @precondition(lambda self: self.world.delivered)
+    @rule(index=picks)
+    def old_notice_arrives_again(self, index: int) -> None:
+        self.world.hear(self.world.delivered[index % len(self.world.delivered)])
+
+    @precondition(lambda self: self.world.network)
+    @rule(index=picks)
+    def notice_is_lost(self, index: int) -> None:
+        self.world.network.pop(index % len(self.world.network))
+
+    @precondition(lambda self: self.open_chunks())
+    @rule(
+        pick=picks,
+        field=st.sampled_from(
+            ["generation", "chunk", "first_token", "num_tokens", "total_tokens", "transfer_id"]
+        ),
+        change=st.integers(1, 3),
+    )
+    def garbage_arrives(self, pick: int, field: str, change: int) -> None:
+        """A notice that is right in every field but one."""
+        open_chunks = self.open_chunks()
+        notice = open_chunks[pick % len(open_chunks)]
+        wrong = "transfer-unknown" if field == "transfer_id" else getattr(notice, field) + change
+        self.world.hear_garbage(notice.model_copy(update={field: wrong}))
+
+    def open_chunks(self) -> list[ChunkNotice]:
+        """Right notices of all chunks that are granted, for lengths the receiver knows."""
+        return [
+            ChunkNotice(
+                transfer_id=item.transfer_id,
+                generation=chunk.generation,
+                chunk=chunk.index,
+                first_token=chunk.first_token,
+                num_tokens=chunk.num_tokens,
+                total_tokens=item.total_tokens,
+            )
+            for item in self.world.items.values()
+            if item.copied_out and item.ended is None
+            for grant, _ in item.delivered.values()
+            for chunk in chunks_by_rule(grant, item.total_tokens)
+        ]
+
+    # Failures.
+
+    @precondition(lambda self: self.world.receiver.live)
+    @rule(pick=picks)
+    def processor_aborts_blindly(self, pick: int) -> None:
+        self.world.abort(self.live_item(pick), writer_closed=False)
+
+    @precondition(lambda self: self.world.receiver.live)
+    @rule(pick=picks)
+    def processor_aborts_after_closing_the_writer(self, pick: int) -> None:
+        item = self.live_item(pick)
+        self.world.close_writer(item)
+        self.world.abort(item, writer_closed=item.quiet)
+
+    @possible("can_land")
+    @rule(pick=picks)
+    def write_fails(self, pick: int) -> None:
+        self.world.fail_write(one_of(self.world.can_land(), pick))
+
+    @possible("working")
+    @rule(pick=picks)
+    def writer_dies(self, pick: int) -> None:
+        self.world.kill_writer(one_of(self.world.working(), pick))
+
+    @possible("can_answer")
+    @rule(pick=picks)
+    def writer_is_asked_to_close(self, pick: int) -> None:
+        self.world.answer(one_of(self.world.can_answer(), pick))
+
+    @rule(seconds=st.sampled_from([0.5, 4.0, 11.0, 29.5, 31.0]), seen=st.booleans())
+    def time_passes(self, seconds: float, seen: bool) -> None:
+        self.world.advance(seconds)
+        if seen:
+            self.world.tick()
+
+    @rule()
+    def deadlines_are_looked_at(self) -> None:
+        self.world.tick()
+
+    def live_item(self, pick: int) -> Item:
+        names = list(self.world.receiver.live)
+        return self.world.items[names[pick % len(names)]]
+
+    @invariant()
+    def rules_hold(self) -> None:
+        self.world.check()
+
+    def teardown(self) -> None:
+        if hasattr(self, "world"):
+            self.world.wind_down()
+
+
+TestTransfers = Transfers.TestCase
+TestTransfers.settings = settings(
+    max_examples=400,
+    stateful_step_count=60,
+    deadline=None,
+    derandomize=REPEATABLE,
+    print_blob=True,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=REPEATABLE, print_blob=True)
+@given(
+    world=worlds,
+    lengths=st.lists(tokens, min_size=1, max_size=6),
+    choices=st.randoms(use_true_random=False),
+)
+def test_without_faults_every_transfer_completes_through_any_pool(
+    world: World, lengths: list[int], choices: Random
+) -> None:
+    """R4: no order of events, and no pool however small, leads to a deadlock."""
+    items = [world.reserve(length, 0, 0.0) for length in lengths]
+    for _ in range(20_000):
+        if not world.progress(choices.randrange(1000)):
+            break
+        world.check()
+    assert all(item.completed for item in items)
+    assert world.pool.stats().free == world.pool.num_blocks
+    assert not world.receiver.oddities

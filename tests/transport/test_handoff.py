@@ -1,0 +1,173 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Embeddings between two real NIXL agents in one process (R1 to R4, R9, R16)."""
+
+import asyncio
+
+import pytest
+import torch
+
+from dynamo.sglang_mm_resume.core.errors import Reason, Refused, ResumeError, TransferFailed
+from dynamo.sglang_mm_resume.core.messages import Reserve
+from tests.transport.pair import (
+    BLOCK_SIZE,
+    DEADLINE_S,
+    a_pair,
+    hand_over,
+    new_id,
+    nothing_stays,
+    rows_of,
+    same_bits,
+)
+
+
+@pytest.mark.parametrize(
+    ("receiver_blocks", "writer_blocks", "default_blocks", "num_tokens"),
+    [
+        pytest.param(64, 64, 8, 1, id="one token"),
+        pytest.param(64, 64, 8, 8 * BLOCK_SIZE - 3, id="below the default grant"),
+        pytest.param(64, 64, 8, 8 * BLOCK_SIZE, id="the default grant exactly"),
+        pytest.param(64, 64, 8, 8 * BLOCK_SIZE + 1, id="one token above"),
+        pytest.param(64, 64, 8, 50 * BLOCK_SIZE, id="above half the pool"),
+        pytest.param(64, 64, 8, 200 * BLOCK_SIZE + 5, id="above the whole pool"),
+        pytest.param(1, 64, 8, 9 * BLOCK_SIZE + 1, id="the receiver has one block"),
+        pytest.param(64, 1, 8, 9 * BLOCK_SIZE + 1, id="the writer has one block"),
+        pytest.param(1, 1, 1, 9 * BLOCK_SIZE + 1, id="both have one block"),
+        pytest.param(3, 5, 2, 40 * BLOCK_SIZE - 1, id="odd sizes"),
+    ],
+)
+async def test_any_length_through_any_pool(
+    receiver_blocks: int, writer_blocks: int, default_blocks: int, num_tokens: int
+) -> None:
+    async with a_pair(receiver_blocks, writer_blocks, default_blocks) as (receiving, writing):
+        rows = rows_of(num_tokens, num_tokens)
+        got, handshake = await asyncio.wait_for(hand_over(receiving, writing, rows), DEADLINE_S)
+        assert same_bits(got, rows)
+        granted = min(default_blocks, receiver_blocks) * BLOCK_SIZE
+        assert (handshake.rounds == 1) == (num_tokens <= granted)
+        assert handshake.num_bytes == rows.numel() * rows.element_size()
+        nothing_stays(receiving, writing)
+
+
+@pytest.mark.parametrize(("receiver_blocks", "writer_blocks"), [(64, 64), (4, 4), (1, 1), (3, 16)])
+async def test_many_at_once_share_a_pool(receiver_blocks: int, writer_blocks: int) -> None:
+    lengths = [1, 5 * BLOCK_SIZE, 30 * BLOCK_SIZE + 7, 17, 12 * BLOCK_SIZE, 3]
+    async with a_pair(receiver_blocks, writer_blocks, 2) as (receiving, writing):
+        sent = [rows_of(seed, length) for seed, length in enumerate(lengths)]
+        handed_over = asyncio.gather(*(hand_over(receiving, writing, rows) for rows in sent))
+        results = await asyncio.wait_for(handed_over, DEADLINE_S)
+        for rows, (got, _) in zip(sent, results, strict=True):
+            assert same_bits(got, rows)
+        nothing_stays(receiving, writing)
+        assert receiving.assembler.totals.completed == len(lengths)
+
+
+async def test_a_pool_that_is_used_again_carries_no_old_rows() -> None:
+    async with a_pair(4, 4, 2) as (receiving, writing):
+        for seed in range(20):
+            rows = rows_of(seed, 6 * BLOCK_SIZE + seed)
+            got, _ = await asyncio.wait_for(hand_over(receiving, writing, rows), DEADLINE_S)
+            assert same_bits(got, rows)
+        nothing_stays(receiving, writing)
+
+
+async def test_a_cancelled_transfer_quarantines_until_its_writer_is_closed() -> None:
+    """R6, R16"""
+    async with a_pair(4, 4, 2, settle_interval_s=0.02) as (receiving, writing):
+        message = Reserve(transfer_id=new_id(), writer_instance_id=1)
+        grant = await receiving.assembler.reserve(message)
+        outgoing = writing.writer.open(grant, receiving.agent.name, receiving.pool.num_blocks)
+        receiving.assembler.drop(message.transfer_id, why="the client left")
+        assert receiving.pool.stats().quarantined == 2
+        async with asyncio.timeout(DEADLINE_S):
+            while len(receiving.asked) < 3:  # asked again and again
+                await asyncio.sleep(0.005)
+            assert receiving.pool.stats().quarantined == 2
+            await writing.writer.close(message.transfer_id)
+            receiving.writer_is_settled = True
+            while receiving.receiver.live:
+                await asyncio.sleep(0.005)
+        with pytest.raises(ResumeError):
+            await anext(outgoing.send(rows_of(0, 5)))
+        assert receiving.pool.stats().free == 4
+
+
+async def test_a_reservation_that_nobody_waits_for_any_more_leaves_nothing() -> None:
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        first = Reserve(transfer_id=new_id(), writer_instance_id=1)
+        await receiving.assembler.reserve(first)
+        second = Reserve(transfer_id=new_id(), writer_instance_id=1)
+        waiting = asyncio.ensure_future(receiving.assembler.reserve(second))
+        while second.transfer_id not in receiving.receiver.live:
+            await asyncio.sleep(0)
+        waiting.cancel()
+        receiving.assembler.drop(first.transfer_id, writer_closed=True)  # would serve the second
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        nothing_stays(receiving, writing)
+
+
+async def test_waiting_for_blocks_ends_in_a_refusal() -> None:
+    """R14: a time-out, not a hang."""
+    async with a_pair(2, 2, 2, wait_timeout_s=0.1) as (receiving, _):
+        receiving.writer_is_settled = True
+        first = Reserve(transfer_id=new_id(), writer_instance_id=1)
+        await receiving.assembler.reserve(first)
+        taken = asyncio.ensure_future(receiving.assembler.take(first.transfer_id))
+        late = Reserve(transfer_id=new_id(), writer_instance_id=1)
+        async with asyncio.timeout(DEADLINE_S):
+            with pytest.raises((Refused, TransferFailed)):
+                await receiving.assembler.reserve(late)
+                await receiving.assembler.take(late.transfer_id)
+            with pytest.raises(TransferFailed, match="nothing arrived"):
+                await taken
+
+
+async def test_a_second_resume_does_not_disturb_the_first() -> None:
+    """A repeated request is refused; the one that waits still gets its grant."""
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        rows = rows_of(1, 3 * BLOCK_SIZE)
+        message = Reserve(transfer_id=new_id(), writer_instance_id=1)
+        grant = await receiving.assembler.reserve(message)
+        outgoing = writing.writer.open(grant, receiving.agent.name, 2)
+        async with asyncio.timeout(DEADLINE_S):
+            sending = outgoing.send(rows)
+            sent = await anext(sending)
+            blocker = Reserve(transfer_id=new_id(), writer_instance_id=1)
+            blocking = asyncio.ensure_future(receiving.assembler.reserve(blocker))
+            await asyncio.wait_for(blocking, DEADLINE_S)
+            resume = (message.transfer_id, sent.sent_tokens, len(rows))
+            first = asyncio.ensure_future(receiving.assembler.resume(*resume))
+            await asyncio.sleep(0)
+            with pytest.raises(Exception, match=r"RESUME|grants cover"):
+                await receiving.assembler.resume(*resume)
+            receiving.assembler.drop(blocker.transfer_id, writer_closed=True)
+            writing.writer.forward(await first)
+            async for _ in sending:
+                pass
+            assert same_bits(await receiving.assembler.take(message.transfer_id), rows)
+        await writing.writer.close(message.transfer_id)
+        receiving.assembler.drop(message.transfer_id)
+        nothing_stays(receiving, writing)
+
+
+async def test_a_writer_that_was_told_to_close_does_not_open_later() -> None:
+    """R6: a grant may reach the writer after the receiver was told that it is closed."""
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        message = Reserve(transfer_id=new_id(), writer_instance_id=1)
+        grant = await receiving.assembler.reserve(message)
+        await writing.writer.close(message.transfer_id)
+        receiving.assembler.drop(message.transfer_id, writer_closed=True)
+        with pytest.raises(Refused) as refused:
+            writing.writer.open(grant, receiving.agent.name, 2)
+        assert refused.value.reason is Reason.DUPLICATE
+        nothing_stays(receiving, writing)
+
+
+async def test_rows_keep_every_bit() -> None:
+    """R11: no cast; not-a-number, infinities and signed zeros included."""
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        bits = torch.arange(2 * BLOCK_SIZE * 96, dtype=torch.int32) * 21
+        rows = bits.to(torch.int16).view(torch.bfloat16).view(2 * BLOCK_SIZE, 96)
+        got, _ = await asyncio.wait_for(hand_over(receiving, writing, rows), DEADLINE_S)
+        assert same_bits(got, rows)
