@@ -17,6 +17,7 @@ from dynamo.common.utils.endpoint_types import parse_endpoint_types
 from dynamo.common.utils.graceful_shutdown import install_signal_handlers
 from dynamo.common.utils.runtime import create_runtime
 from dynamo.llm import ModelInput, ModelRuntimeConfig, WorkerType, fetch_model, register_model
+from dynamo.runtime import Context
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.metrics import publish_metrics
@@ -97,6 +98,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
             await wait_for_role(client, "a prefill")
         for client in (peers.encode, peers.encode_transfer):
             await wait_for_role(client, "an encode")
+        await _warm_up(processor)
         await register_model(
             ModelInput.Tokens,
             parse_endpoint_types(config.endpoint_types),
@@ -122,6 +124,14 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     finally:
         runtime.set_health_status(False)
         await processor.finish()
+
+
+async def _warm_up(processor: Processor) -> None:
+    """A graph that cannot answer is still registered: its requests then say what is wrong."""
+    try:
+        await processor.warm_up(Context())
+    except Exception as error:
+        logger.error("warm-up request failed: %s", error)
 
 
 async def _connect(runtime: Any, namespace: str) -> Peers:
