@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""`transport/rpc.py`: an answer, or an error that says who did not give one, in bounded time."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused
+from dynamo.sglang_mm_resume.core.messages import (
+    ENCODE_CONTROL_REPLY,
+    Close,
+    Done,
+    Ping,
+    Refusal,
+    dump,
+)
+from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable, ask, each_within
+
+SHORT_S = 0.05
+LONG_S = 10.0
+
+
+class FakePeer:
+    """A Dynamo client of one instance. Imitates answers, errors and silence, not the network."""
+
+    def __init__(self, *answers: Any, error: Exception | None = None, silent: bool = False) -> None:
+        self.asked: list[tuple[int, Any]] = []
+        self._answers = answers
+        self._error = error
+        self._silent = silent
+
+    async def direct(
+        self, request: Any, instance_id: int, annotated: bool = True, context: Any = None
+    ) -> AsyncIterator[Any]:
+        self.asked.append((instance_id, request))
+        if self._error is not None:
+            raise self._error
+        return self._stream()
+
+    def instance_ids(self) -> list[int]:
+        return []
+
+    async def _stream(self) -> AsyncIterator[Any]:
+        if self._silent:
+            await asyncio.Event().wait()
+        for answer in self._answers:
+            yield answer
+
+
+async def test_an_answer_is_parsed() -> None:
+    peer = FakePeer(dump(Done()))
+    assert await ask(peer, 7, Ping(), ENCODE_CONTROL_REPLY, LONG_S) == Done()
+    assert peer.asked == [(7, dump(Ping()))]
+
+
+async def test_a_refusal_keeps_its_reason() -> None:
+    peer = FakePeer(dump(Refusal(reason=Reason.OVERLOADED, message="later")))
+    with pytest.raises(Refused, match="later") as refused:
+        await ask(peer, 7, Ping(), ENCODE_CONTROL_REPLY, LONG_S)
+    assert refused.value.reason is Reason.OVERLOADED
+
+
+async def test_nonsense_is_the_peer_s_fault() -> None:
+    with pytest.raises(ProtocolError):
+        await ask(FakePeer({"op": "sing"}), 7, Ping(), ENCODE_CONTROL_REPLY, LONG_S)
+
+
+@pytest.mark.parametrize(
+    ("peer", "why"),
+    [
+        (FakePeer(error=Exception("Unavailable: gone")), "gone"),
+        (FakePeer(), "without an answer"),
+        (FakePeer(silent=True), "no answer in"),
+    ],
+    ids=["lost", "no-answer", "silent"],
+)
+async def test_a_peer_that_does_not_answer_is_named(peer: FakePeer, why: str) -> None:
+    close = Close(transfer_id="transfer-a")
+    with pytest.raises(PeerUnreachable, match=f"instance 7.*{why}"):
+        await ask(peer, 7, close, ENCODE_CONTROL_REPLY, SHORT_S)
+
+
+async def test_a_stream_may_take_long_in_all_but_not_per_item() -> None:
+    async def slow() -> AsyncIterator[int]:
+        for number in range(3):
+            await asyncio.to_thread(threading.Event().wait, SHORT_S)
+            yield number
+
+    assert [number async for number in each_within(LONG_S, slow())] == [0, 1, 2]
+
+
+async def test_a_stream_that_falls_silent_ends_in_an_error() -> None:
+    async def falls_silent() -> AsyncIterator[int]:
+        yield 1
+        await asyncio.Event().wait()
+
+    seen = []
+    with pytest.raises(PeerUnreachable, match="nothing was heard"):
+        async for number in each_within(SHORT_S, falls_silent()):
+            seen.append(number)
+    assert seen == [1]
