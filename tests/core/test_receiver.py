@@ -416,20 +416,6 @@ def test_every_chunk_that_lands_postpones_the_deadline() -> None:
     assert receiver.next_deadline() == START + 50
 
 
-def test_too_much_in_quarantine_turns_new_transfers_away() -> None:
-    """R6: at once and with a reason, not after a time-out; until the writer has settled."""
-    receiver = a_receiver(num_blocks=4, default_blocks=2, max_quarantined_blocks=1)
-    reserve(receiver, A)
-    receiver.abort(A, False, ABORTED, START)
-    assert not receiver.is_ready
-    with pytest.raises(Refused, match="quarantined") as refused:
-        reserve(receiver, B)
-    assert refused.value.reason is Reason.OVERLOADED
-    receiver.writer_settled(A, START)
-    assert receiver.is_ready
-    assert grant_of(reserve(receiver, C), C)
-
-
 def test_a_slot_waits_for_all_of_its_blocks() -> None:
     """Without resume, less than a slot would refuse an embedding that fits one."""
     receiver = a_receiver(num_blocks=4, default_blocks=4, resumable=False)
@@ -438,12 +424,3 @@ def test_a_slot_waits_for_all_of_its_blocks() -> None:
     assert reserve(receiver, B) == []
     granted = grant_of(receiver.writer_settled(A, START), B)
     assert len(granted.blocks) == 4
-
-
-def test_only_writers_that_may_write_are_probed() -> None:
-    receiver = a_receiver(num_blocks=4, default_blocks=2)
-    reserve(receiver, A)
-    reserve(receiver, B)
-    assert receiver.writing == {A: 7, B: 7}
-    receiver.abort(A, False, ABORTED, START)
-    assert receiver.writing == {B: 7}, "a quarantined transfer is asked to close instead"
