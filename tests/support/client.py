@@ -1,0 +1,163 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""A client of the frontend that shows everything a test may want to check.
+
+Not the OpenAI client, which retries, raises on errors and hides the fields that Dynamo adds.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+from PIL import Image
+
+_DONE = "[DONE]"
+
+
+@dataclass
+class Answer:
+    """One answer, streamed or not, in one form; with several choices, the first of them."""
+
+    status: int
+    """HTTP status. A stream that breaks later has status 200 and an `error`."""
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    """New tokens as the engine gave them, with the end token where there is one."""
+    finish_reason: str | None = None
+    usage: dict[str, Any] | None = None
+    engine_data: dict[str, Any] | None = None
+    logprobs: list[dict[str, Any]] = field(default_factory=list)
+    """Entries of the choice, one per token; empty unless asked for by `logprobs=True`."""
+    error: dict[str, Any] | None = None
+    """Body of an error response, or the error event in a stream."""
+    num_chunks: int = 0
+    """Events of the stream that carried a choice."""
+    first_token_s: float | None = None
+    """Seconds until the first of them (streams only)."""
+    total_s: float = 0.0
+    raw: list[dict[str, Any]] = field(default_factory=list)
+    """Every JSON object that came, for what has no field here."""
+
+    @property
+    def ok(self) -> bool:
+        """A full answer: status 200, no error, a finish reason."""
+        return self.status == 200 and self.error is None and self.finish_reason is not None
+
+    @property
+    def error_message(self) -> str:
+        """Text of the error, empty without one."""
+        return "" if self.error is None else str(self.error.get("message", ""))
+
+
+def ask(
+    base_url: str,
+    model: str,
+    images: Sequence[str],
+    question: str,
+    max_tokens: int = 16,
+    stream: bool = False,
+    timeout_s: float = 120.0,
+    headers: dict[str, str] | None = None,
+    **extra: Any,
+) -> Answer:
+    """Ask about pictures, given as URLs, in this order. `extra` goes into the body as it is."""
+    body = request_body(model, images, question, max_tokens, stream, **extra)
+    url = f"{base_url}/chat/completions"
+    started_at = time.monotonic()
+    # trust_env: loopback must not go through a proxy that the environment names.
+    with (
+        httpx.Client(trust_env=False, timeout=timeout_s) as client,
+        client.stream("POST", url, json=body, headers=headers) as response,
+    ):
+        answer = Answer(response.status_code)
+        if response.headers.get("content-type", "").startswith("text/event-stream"):
+            for event in _events(response.iter_lines()):
+                _add_event(answer, event, time.monotonic() - started_at)
+        else:
+            _add_body(answer, response.read())
+    answer.total_s = time.monotonic() - started_at
+    return answer
+
+
+def request_body(
+    model: str,
+    images: Sequence[str],
+    question: str,
+    max_tokens: int = 16,
+    stream: bool = False,
+    **extra: Any,
+) -> dict[str, Any]:
+    """A greedy chat completion that asks for token ids and for our figures."""
+    parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": u}} for u in images]
+    body: dict[str, Any] = {
+        "model": model,
+        "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
+        "max_tokens": max_tokens,
+        "temperature": 0,
+        "stream": stream,
+        "nvext": {"extra_fields": ["engine_data", "completion_token_ids"]},
+    }
+    if stream:
+        body["stream_options"] = {"include_usage": True}
+    return body | extra
+
+
+def data_url(image: Image.Image, image_format: str = "PNG") -> str:
+    """A picture as a URL that contains it."""
+    buffer = io.BytesIO()
+    image.save(buffer, image_format)
+    encoded = base64.b64encode(buffer.getvalue()).decode("ascii")
+    return f"data:image/{image_format.lower()};base64,{encoded}"
+
+
+def _events(lines: Iterator[str]) -> Iterator[dict[str, Any]]:
+    """Data of server-sent events; Dynamo also sends comments and named events."""
+    for line in lines:
+        data = line.removeprefix("data:").strip()
+        if line.startswith("data:") and data != _DONE:
+            yield json.loads(data)
+
+
+def _add_event(answer: Answer, event: dict[str, Any], now_s: float) -> None:
+    if "error" in event:
+        answer.raw.append(event)
+        answer.error = event["error"]
+        return
+    if event.get("choices"):
+        answer.num_chunks += 1
+        answer.first_token_s = answer.first_token_s or now_s
+    _add(answer, event, "delta")
+
+
+def _add_body(answer: Answer, body: bytes) -> None:
+    try:
+        content = json.loads(body)
+    except ValueError:
+        content = {"message": body.decode(errors="replace")}
+    if answer.status == 200:
+        _add(answer, content, "message")
+    else:
+        answer.raw.append(content)
+        answer.error = content.get("error", content)
+
+
+def _add(answer: Answer, content: dict[str, Any], message_key: str) -> None:
+    """Add what a whole response, or one chunk of a stream, contains."""
+    answer.raw.append(content)
+    answer.usage = content.get("usage") or answer.usage
+    nvext = content.get("nvext") or {}
+    answer.engine_data = nvext.get("engine_data") or answer.engine_data
+    answer.token_ids += nvext.get("completion_token_ids") or []
+    for choice in content.get("choices", []):
+        if choice["index"] != 0:
+            continue
+        answer.text += (choice.get(message_key) or {}).get("content") or ""
+        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+        answer.logprobs += (choice.get("logprobs") or {}).get("content") or []

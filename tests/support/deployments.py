@@ -1,0 +1,129 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""The deployments that tests use, and a keeper that has at most one of them running."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pytest
+
+from examples import local_stack
+from examples.local_stack import LocalStack, StackConfig
+
+MODEL_NAME = "tiny-vlm"
+READY_DEADLINE_S = 300.0
+
+Model = Literal["random", "trained"]
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A configuration of the whole stack. Equal ones share their processes."""
+
+    name: str
+    model: Model = "random"
+    workers: tuple[str, ...] = ()
+    """Arguments of the encode worker and of the prefill worker."""
+    prefill: tuple[str, ...] = ()
+    processor: tuple[str, ...] = ()
+    env: tuple[tuple[str, str], ...] = ()
+    encode_module: str | None = None
+    """What runs in place of the encode worker."""
+
+
+def pool_args(block_size: int, default_blocks: int, buffers: int) -> tuple[str, ...]:
+    """Arguments for a pool of `default_blocks * buffers` blocks."""
+    return (
+        *("--multimodal-block-size", str(block_size)),
+        *("--default-multimodal-blocks", str(default_blocks)),
+        *("--embedding-cache-buffer-size", str(buffers)),
+    )
+
+
+# Loopback is a private address: without this, test servers on it are refused by policy.
+LOCAL_URLS = ("DYN_MM_ALLOW_INTERNAL", "1")
+CONTEXT_LENGTH = 2048
+
+SMALL_POOL = Deployment(
+    "small-pool",
+    # 8 blocks of 16 tokens, a default grant is 2 blocks: 32 tokens of 128.
+    workers=pool_args(block_size=16, default_blocks=2, buffers=4),
+    prefill=("--context-length", str(CONTEXT_LENGTH)),
+    processor=("--mm-resume-max-media-items", "4"),
+    env=(LOCAL_URLS,),
+)
+ONE_BLOCK = Deployment("one-block", workers=pool_args(block_size=16, default_blocks=1, buffers=1))
+SLOT_TOKENS = 64
+INDEX_MODE = Deployment(
+    "index-mode",
+    workers=(
+        *pool_args(block_size=16, default_blocks=2, buffers=2),
+        *("--mm-resume-slot-tokens", str(SLOT_TOKENS)),
+    ),
+    env=(("SGLANG_USE_BLOCK_ALLOCATOR", "false"),),
+)
+DISTURBED = Deployment(
+    "disturbed",
+    workers=SMALL_POOL.workers,
+    encode_module="tests.support.disturbed_encode_worker",
+)
+TRAINED = Deployment("trained", model="trained")
+"""Default settings throughout."""
+LIFECYCLE = Deployment("lifecycle", workers=SMALL_POOL.workers)
+
+
+class Keeper:
+    """Starts deployments on demand, and stops the one before: two cores do not carry two."""
+
+    def __init__(self, models: Mapping[Model, Path], log_root: Path) -> None:
+        self._models = models
+        self._log_root = log_root
+        self._running: tuple[Deployment, LocalStack] | None = None
+        self._starts = 0
+
+    def get(self, deployment: Deployment) -> LocalStack:
+        """The deployment, ready; started unless it is the one that runs."""
+        if self._running is not None and self._running[0] == deployment:
+            self._running[1].check()
+            return self._running[1]
+        stack = self.start(deployment)
+        stack.wait_ready(READY_DEADLINE_S)
+        return stack
+
+    def start(self, deployment: Deployment) -> LocalStack:
+        """A fresh start, without waiting until it is ready."""
+        self.stop()
+        self._starts += 1
+        stack = self._make(deployment)
+        self._running = (deployment, stack)
+        stack.start()
+        return stack
+
+    def stop(self) -> None:
+        """Stop the one that runs, if any."""
+        if self._running is not None:
+            _, stack = self._running
+            self._running = None
+            stack.stop()
+
+    def _make(self, deployment: Deployment) -> LocalStack:
+        config = StackConfig(
+            self._models[deployment.model],
+            MODEL_NAME,
+            dtype="float32",
+            processor_args=deployment.processor,
+            encode_args=deployment.workers,
+            prefill_args=(*deployment.workers, *deployment.prefill),
+            env=dict(deployment.env),
+            log_dir=self._log_root / f"{self._starts}-{deployment.name}",
+        )
+        with ExitStack() as patches:
+            if deployment.encode_module is not None:
+                patch = patches.enter_context(pytest.MonkeyPatch.context())
+                patch.setitem(local_stack.MODULES, "encode", deployment.encode_module)
+            return LocalStack(config)
