@@ -386,6 +386,8 @@ def _environment(config: StackConfig, discovery: Path, on_cpu: bool) -> dict[str
     if on_cpu:
         # The first request would otherwise wait for a C++ compiler, for seconds.
         env["TORCH_COMPILE_DISABLE"] = "1"
+        # Several processes share few cores: OpenMP threads that spin would take each other's time.
+        env["OMP_WAIT_POLICY"] = "PASSIVE"
     return env | config.env
 
 

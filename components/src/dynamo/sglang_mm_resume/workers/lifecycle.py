@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
+from dynamo.common.utils.runtime import create_runtime
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -63,6 +65,16 @@ class Background:
         self._tasks.discard(task)
         if not task.cancelled() and task.exception() is not None:
             logger.error("a background task failed", exc_info=task.exception())
+
+
+def runtime_of(arguments: Any) -> tuple[Any, asyncio.AbstractEventLoop]:
+    """Dynamo's runtime by its own arguments, and the running loop."""
+    return create_runtime(
+        discovery_backend=arguments.discovery_backend,
+        request_plane=arguments.request_plane,
+        event_plane=arguments.event_plane,
+        response_plane=arguments.response_plane,
+    )
 
 
 def serve_status(runtime: Any, status: Callable[[], dict[str, Any]]) -> None:

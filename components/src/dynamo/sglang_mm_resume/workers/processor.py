@@ -223,7 +223,7 @@ class Processor:
                     await until_stopped(
                         context, self._transfer_all(items, prefill, budget, priority)
                     )
-                    forwarded["mm_resume"] = [dump_received(item.received) for item in items]
+                    forwarded["mm_resume"] = [item.received.model_dump() for item in items]
                 async for chunk in self._relay(forwarded, prefill, context):
                     yield _with_statistics(chunk, items)
                 complete = True
@@ -436,10 +436,6 @@ def without_media(request: dict[str, Any]) -> dict[str, Any]:
     if "extra_args" in forwarded:
         forwarded["extra_args"] = extra
     return forwarded
-
-
-def dump_received(received: Received) -> dict[str, Any]:
-    return received.model_dump()
 
 
 def _resume(item: _Item, action: TryGrant | WaitForGrant) -> Resume:

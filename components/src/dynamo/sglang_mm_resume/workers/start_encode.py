@@ -8,7 +8,6 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
-from dynamo.common.utils.runtime import create_runtime
 from dynamo.llm import ModelInput, ModelType, WorkerType
 from dynamo.sglang.args import Config, parse_args
 from dynamo.sglang.register import register_model_with_readiness_gate
@@ -21,7 +20,7 @@ from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.writer import Writer
 from dynamo.sglang_mm_resume.workers.encode import EncodeHandler, Receivers
-from dynamo.sglang_mm_resume.workers.lifecycle import serve_status
+from dynamo.sglang_mm_resume.workers.lifecycle import runtime_of, serve_status
 from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.pool import make_pool
 from dynamo.sglang_mm_resume.workers.sglang_encoder import VisionEncoder, max_image_tokens
@@ -37,12 +36,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     dynamo_args = config.dynamo_args
     shutdown_event = asyncio.Event()
     shutdown_endpoints: list[Any] = []
-    runtime, loop = create_runtime(
-        discovery_backend=dynamo_args.discovery_backend,
-        request_plane=dynamo_args.request_plane,
-        event_plane=dynamo_args.event_plane,
-        response_plane=dynamo_args.response_plane,
-    )
+    runtime, loop = runtime_of(dynamo_args)
     run_deferred = install_graceful_shutdown(loop, runtime, shutdown_endpoints, shutdown_event)
     encoder = VisionEncoder(config.server_args, settings.thread_pool_size)
     try:

@@ -9,7 +9,6 @@ from typing import Any
 from uuid import uuid4
 
 import sglang as sgl
-from dynamo.common.utils.runtime import create_runtime
 from dynamo.llm import ModelInput, ModelType, WorkerType
 from dynamo.sglang.args import Config, parse_args
 from dynamo.sglang.health_check import SglangHealthCheckPayload
@@ -29,7 +28,7 @@ from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.transport.assembler import Assembler
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.workers import sglang_engine
-from dynamo.sglang_mm_resume.workers.lifecycle import serve_status
+from dynamo.sglang_mm_resume.workers.lifecycle import runtime_of, serve_status
 from dynamo.sglang_mm_resume.workers.pool import Pool, make_pool
 from dynamo.sglang_mm_resume.workers.prefill import (
     PrefillHandler,
@@ -53,12 +52,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     install_scheduler_process_wrapper()
     shutdown_event = asyncio.Event()
     shutdown_endpoints: list[Any] = []
-    runtime, loop = create_runtime(
-        discovery_backend=config.dynamo_args.discovery_backend,
-        request_plane=config.dynamo_args.request_plane,
-        event_plane=config.dynamo_args.event_plane,
-        response_plane=config.dynamo_args.response_plane,
-    )
+    runtime, loop = runtime_of(config.dynamo_args)
     run_deferred = install_graceful_shutdown(loop, runtime, shutdown_endpoints, shutdown_event)
     prefix = f"{config.dynamo_args.namespace}.{COMPONENT}"
     generate = runtime.endpoint(f"{prefix}.generate")

@@ -15,13 +15,12 @@ from dynamo.common.configuration.groups.runtime_args import (
 )
 from dynamo.common.utils.endpoint_types import parse_endpoint_types
 from dynamo.common.utils.graceful_shutdown import install_signal_handlers
-from dynamo.common.utils.runtime import create_runtime
 from dynamo.llm import ModelInput, ModelRuntimeConfig, WorkerType, fetch_model, register_model
 from dynamo.runtime import Context
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.metrics import publish_metrics
-from dynamo.sglang_mm_resume.workers.lifecycle import serve_status, wait_for_role
+from dynamo.sglang_mm_resume.workers.lifecycle import runtime_of, serve_status, wait_for_role
 from dynamo.sglang_mm_resume.workers.processor import Peers, Processor
 
 logger = logging.getLogger(__name__)
@@ -74,12 +73,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     config = ProcessorConfig.from_cli_args(build_parser().parse_args(rest))
     config.validate()
     image_token_id = await _image_token_id(config.model_path)
-    runtime, loop = create_runtime(
-        discovery_backend=config.discovery_backend,
-        request_plane=config.request_plane,
-        event_plane=config.event_plane,
-        response_plane=config.response_plane,
-    )
+    runtime, loop = runtime_of(config)
     endpoints: list[Any] = []
     install_signal_handlers(loop, runtime, endpoints, asyncio.Event())
     name = config.served_model_name or config.model_path
