@@ -238,9 +238,8 @@ def check(results: Sequence[Result], reference: Sequence[int]) -> list[str]:
     verdicts: dict[str, bool] = {}
     for result in results:
         name = f"{result.picture.name} ({result.scheme})"
-        if result.picture.name == SMALL:
-            verdicts[f"{name}: the answer is right"] = result.is_right
-        else:
+        verdicts[f"{name}: the answer is right"] = result.is_right
+        if result.picture.name == LARGE:
             verdicts[f"{name}: the hand-off took two rounds or more"] = result.rounds >= 2
             same = result.token_ids == list(reference)
             verdicts[f"{name}: token ids equal transformers'"] = same
