@@ -1,0 +1,64 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""One running deployment at a time, models, answers to compare with, and a look around after."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from examples.local_stack import LocalStack
+from tests.support.deployments import Keeper, Model
+from tests.support.oracle import Oracle
+from tests.support.worker_status import leftovers, wait_until
+
+ROOT = Path(__file__).parents[2]
+TRAINED_MODEL = ROOT / "examples" / "demo_model" / "weights"
+
+# With these random weights, pictures of every size have answers of their own.
+RANDOM_MODEL_SEED = 1
+IDLE_DEADLINE_S = 10.0
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Model, Path]:
+    """Folders of the model with random weights and of the one that the demo serves."""
+    folder = tmp_path_factory.mktemp("random-model")
+    build = ROOT / "examples" / "demo_model" / "build.py"
+    command = [sys.executable, build, "--out", folder, "--seed", str(RANDOM_MODEL_SEED)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return {"random": folder, "trained": TRAINED_MODEL}
+
+
+@pytest.fixture(scope="session")
+def oracle(models: dict[Model, Path]) -> Oracle:
+    """Transformers on the random weights."""
+    return Oracle(models["random"])
+
+
+@pytest.fixture(scope="session")
+def keeper(models: dict[Model, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
+    """Starts and stops deployments; their logs are kept with pytest's temporary folders."""
+    keeper = Keeper(models, tmp_path_factory.mktemp("logs"))
+    yield keeper
+    keeper.stop()
+
+
+@pytest.fixture(scope="module")
+def stack(request: pytest.FixtureRequest, keeper: Keeper) -> LocalStack:
+    """The deployment that the module names by `DEPLOYMENT`, ready to serve."""
+    return keeper.get(request.module.DEPLOYMENT)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test: all blocks free, nothing in quarantine, no transfer, no task (R16)."""
+    yield
+    if "stack" in request.fixturenames:
+        stack: LocalStack = request.getfixturevalue("stack")
+        wait_until(lambda: not leftovers(stack), IDLE_DEADLINE_S)
+        assert leftovers(stack) == []

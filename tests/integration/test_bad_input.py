@@ -1,0 +1,191 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Whatever a client gets wrong: the right 4xx, soon, saying what to change; the next is served."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+import pytest
+from PIL import Image
+
+from examples.local_stack import LocalStack
+from tests.support.client import Answer, ask, data_url, request_body
+from tests.support.deployments import CONTEXT_LENGTH, MODEL_NAME, SMALL_POOL
+from tests.support.exact import assert_exact
+from tests.support.oracle import Oracle, OracleAnswer
+from tests.support.pictures import patchwork
+from tests.support.web import Page, serve
+
+DEPLOYMENT = SMALL_POOL
+
+# Idle, each takes well under two seconds; this is for a machine that does much else.
+DEADLINE_S = 10.0
+MAX_TOKENS = 12
+QUESTION = "What is this?"
+PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
+
+GOOD = patchwork(7, 7, 6)
+GOOD_URL = data_url(GOOD)
+PNG = base64.b64decode(GOOD_URL.partition(",")[2])
+# Each is within the context, both together are not.
+HALF_CONTEXT = Image.new("RGB", (28 * 40, 28 * 30), "teal")
+WHOLE_CONTEXT = Image.new("RGB", (28 * 46, 28 * 46), "teal")
+
+
+def _data(content: bytes, media_type: str = "image/png") -> str:
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request, what its refusal must say, and the status."""
+
+    name: str
+    says: Sequence[str]
+    images: Sequence[str] = ()
+    question: str = QUESTION
+    status: int = 400
+    model: str = MODEL_NAME
+    extra: dict[str, Any] = field(default_factory=dict)
+    frontend_refuses: bool = False
+    """Before the stream begins: then a streamed request has the status as well."""
+
+
+PLACEHOLDERS = ("placeholder", "one image per placeholder")
+CASES = [
+    Case("placeholder-as-text", PLACEHOLDERS, question=f"Look: {PLACEHOLDER}"),
+    Case("one-placeholder-too-many", PLACEHOLDERS, [GOOD_URL], "Look: <|image_pad|>"),
+    Case(
+        "one-image-too-many",
+        ("0 image placeholder", "1 image", "one image per placeholder"),
+        [GOOD_URL],
+        extra={"nvext": {"token_data": [5, 6, 7]}},
+    ),
+    Case("undecodable", ("image 1", "send JPEG, PNG or WebP"), [_data(b"not a picture")]),
+    Case("second-is-undecodable", ("image 2", "send JPEG"), [GOOD_URL, _data(b"not a picture")]),
+    Case("truncated", ("image 1", "truncated", "whole file"), [_data(PNG[: len(PNG) // 2])]),
+    Case("not-an-image-type", ("image 1", "must be an image"), [_data(PNG, "text/plain")]),
+    Case("a-format-that-is-not-taken", ("send JPEG, PNG or WebP",), [data_url(GOOD, "GIF")]),
+    Case("answers-404", ("image 1", "/missing.png", "status 404"), ["{web}/missing.png"]),
+    Case("answers-with-a-page", ("/page.html", "send JPEG"), ["{web}/page.html"]),
+    Case("nobody-listens", ("image 1", "could not be reached"), ["http://127.0.0.1:9/p.png"]),
+    Case("a-file", ("image 1", "local file access is not allowed"), ["file:///etc/passwd"]),
+    Case("another-scheme", ("image 1", "'ftp' not allowed"), ["ftp://example.com/p.png"]),
+    Case("not-base64", ("image 1", "base64"), ["data:image/png;base64,@@@@"]),
+    Case("no-base64-mark", ("image 1", "must be base64"), ["data:image/png,hello"]),
+    Case("empty-url", ("Invalid",), [""], frontend_refuses=True),
+    Case("too-many-images", ("5 images", "at most 4", "max-media-items"), [GOOD_URL] * 5),
+    Case("picture-beyond-context", ("pictures", "smaller"), [data_url(WHOLE_CONTEXT)]),
+    Case(
+        "pictures-beyond-context-together",
+        ("fewer or smaller pictures", "shorter text"),
+        [data_url(HALF_CONTEXT)] * 2,
+    ),
+    Case("text-beyond-context", (f"{CONTEXT_LENGTH} tokens", "longer"), question="word " * 3000),
+    Case("strange-shape", ("image 1", "aspect ratio"), [data_url(Image.new("RGB", (28, 7000)))]),
+    Case(
+        "decompression-bomb",
+        ("image 1", "exceeds limit"),
+        [data_url(Image.new("L", (30_000, 8_000)))],
+    ),
+    Case(
+        "unknown-model",
+        ("Model not found",),
+        [GOOD_URL],
+        status=404,
+        model="no-such-model",
+        frontend_refuses=True,
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[str]:
+    with serve({"/page.html": Page(b"<html>no picture</html>", "text/html")}) as url:
+        yield url
+
+
+@pytest.fixture(scope="module")
+def good_answer(oracle: Oracle) -> OracleAnswer:
+    return oracle.generate([GOOD], QUESTION, MAX_TOKENS)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_is_refused_and_the_next_is_served(
+    stack: LocalStack, good_answer: OracleAnswer, web: str, case: Case, stream: bool
+) -> None:
+    images = [url.replace("{web}", web) for url in case.images]
+    answer = ask(
+        stack.base_url, case.model, images, case.question, MAX_TOKENS, stream, **case.extra
+    )
+    print(f"{case.name}: {answer.total_s:.3f} s, {answer.status}, {answer.error}")
+    _assert_refused(answer, case, stream)
+    _assert_serves(stack, good_answer)
+
+
+@pytest.mark.parametrize(
+    ("part", "says"),
+    [
+        ({"type": "video_url", "video_url": {"url": GOOD_URL}}, "send images"),
+        ({"type": "image_url"}, "Invalid"),
+        ({"type": "picture"}, "deserialize"),
+    ],
+    ids=["video", "no-url", "unknown-part"],
+)
+def test_wrong_part_of_a_message(
+    stack: LocalStack, good_answer: OracleAnswer, part: dict[str, Any], says: str
+) -> None:
+    body = request_body(MODEL_NAME, [], QUESTION)
+    body["messages"][0]["content"].insert(0, part)
+    assert says in _post(stack, "chat/completions", body, 400)
+    _assert_serves(stack, good_answer)
+
+
+def test_completions_with_a_placeholder_as_text(
+    stack: LocalStack, good_answer: OracleAnswer
+) -> None:
+    body = {"model": MODEL_NAME, "prompt": f"Look: {PLACEHOLDER}", "max_tokens": 4}
+    assert "one image per placeholder" in _post(stack, "completions", body, 400)
+    _assert_serves(stack, good_answer)
+
+
+def test_served_at_once_after_a_refusal_for_length(
+    stack: LocalStack, good_answer: OracleAnswer
+) -> None:
+    refused = ask(stack.base_url, MODEL_NAME, [data_url(WHOLE_CONTEXT)], QUESTION)
+    assert refused.status == 400
+    answer = _assert_serves(stack, good_answer)
+    print(f"after a refusal for length: {answer.total_s:.3f} s")
+
+
+def _assert_refused(answer: Answer, case: Case, stream: bool) -> None:
+    assert answer.error is not None, answer.raw
+    assert answer.error["code"] == case.status
+    in_stream = stream and not case.frontend_refuses
+    assert answer.status == (200 if in_stream else case.status)
+    for needed in case.says:
+        assert needed in answer.error_message
+    assert answer.text == ""
+    assert len(answer.error_message) < 1000, "a whole data URL, perhaps"
+    assert answer.total_s < DEADLINE_S
+
+
+def _assert_serves(stack: LocalStack, expected: OracleAnswer) -> Answer:
+    answer = ask(stack.base_url, MODEL_NAME, [GOOD_URL], QUESTION, MAX_TOKENS)
+    assert_exact(answer, expected)
+    return answer
+
+
+def _post(stack: LocalStack, path: str, body: dict[str, Any], status: int) -> str:
+    started_at = time.monotonic()
+    answer = httpx.post(f"{stack.base_url}/{path}", json=body, trust_env=False, timeout=60)
+    assert time.monotonic() - started_at < DEADLINE_S
+    assert answer.status_code == status
+    return str(answer.json()["message"])

@@ -1,0 +1,114 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Workers come and go: what the frontend lists, what health says, and how they end."""
+
+from __future__ import annotations
+
+import httpx
+import pytest
+
+from examples.local_stack import LocalStack
+from tests.support.client import Answer, ask, data_url
+from tests.support.deployments import LIFECYCLE, MODEL_NAME, READY_DEADLINE_S, Keeper
+from tests.support.exact import assert_exact
+from tests.support.oracle import Oracle
+from tests.support.pictures import patchwork
+from tests.support.worker_status import get, wait_until
+
+DEPLOYMENT = LIFECYCLE
+
+EXIT_DEADLINE_S = 60.0
+NOTICE_DEADLINE_S = 30.0
+MAX_TOKENS = 12
+QUESTION = "What is this?"
+IMAGE = patchwork(7, 7, 6)
+METRICS = "dynamo_component_mm_resume_"
+FAMILIES = {
+    "processor": ("requests", "tasks", "rounds_total", "bytes_total", "errors_total"),
+    "encode": ("pool_blocks", "pool_size_blocks", "transfers", "bytes_total", "refusals_total"),
+    "prefill": ("pool_blocks", "pool_size_blocks", "waiting", "assembled_tokens", "resumes_total"),
+}
+
+
+def test_listed_only_when_every_worker_is_live(keeper: Keeper) -> None:
+    stack = keeper.start(LIFECYCLE)
+    stack.kill("encode-0")
+    assert wait_until(lambda: _is_healthy(stack, "prefill"), READY_DEADLINE_S)
+    assert wait_until(lambda: _frontend_answers(stack), NOTICE_DEADLINE_S)
+    assert not _is_listed(stack)
+    assert not _is_healthy(stack, "processor")
+    assert _ask(stack, with_image=False).status in (404, 503)
+    stack.restart("encode-0")
+    stack.wait_ready(READY_DEADLINE_S)
+    assert _is_listed(stack)
+    assert _ask(stack).ok
+
+
+@pytest.mark.parametrize("path", ["health", "live"])
+def test_healthy_once_ready(stack: LocalStack, path: str) -> None:
+    for urls in stack.system_urls.values():
+        assert [get(f"{url}/{path}").status_code for url in urls] == [200]
+
+
+@pytest.mark.parametrize("role", list(FAMILIES))
+def test_metrics(stack: LocalStack, role: str) -> None:
+    assert _ask(stack).ok
+    (url,) = stack.system_urls[role]
+    text = get(f"{url}/metrics").text
+    families = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")}
+    assert {METRICS + name for name in FAMILIES[role]} <= families
+    samples = [line for line in text.splitlines() if line.startswith(METRICS)]
+    assert all(f'model="{MODEL_NAME}"' in line for line in samples)
+
+
+def test_encode_worker_ends_and_comes_back(stack: LocalStack, oracle: Oracle) -> None:
+    assert stack.terminate("encode-0", EXIT_DEADLINE_S) == 0
+    assert wait_until(lambda: _ask(stack).status == 503, NOTICE_DEADLINE_S)
+    assert _ask(stack, with_image=False).ok, "text needs no encode worker"
+    stack.restart("encode-0")
+    stack.wait_ready(READY_DEADLINE_S)
+    assert wait_until(lambda: _ask(stack).ok, NOTICE_DEADLINE_S)
+    assert_exact(_ask(stack), oracle.generate([IMAGE], QUESTION, MAX_TOKENS))
+
+
+def test_prefill_worker_ends_and_comes_back(stack: LocalStack, oracle: Oracle) -> None:
+    assert stack.terminate("prefill-0", EXIT_DEADLINE_S) == 0
+    assert wait_until(lambda: not _is_listed(stack), NOTICE_DEADLINE_S)
+    assert _ask(stack).status in (404, 503)
+    stack.restart("prefill-0")
+    stack.wait_ready(READY_DEADLINE_S)
+    assert wait_until(lambda: _ask(stack).ok, NOTICE_DEADLINE_S)
+    assert_exact(_ask(stack), oracle.generate([IMAGE], QUESTION, MAX_TOKENS))
+
+
+def test_processor_ends_and_comes_back(stack: LocalStack, oracle: Oracle) -> None:
+    assert stack.terminate("processor", EXIT_DEADLINE_S) == 0
+    assert wait_until(lambda: not _is_listed(stack), NOTICE_DEADLINE_S)
+    stack.restart("processor")
+    stack.wait_ready(READY_DEADLINE_S)
+    assert wait_until(lambda: _ask(stack).ok, NOTICE_DEADLINE_S)
+    assert_exact(_ask(stack), oracle.generate([IMAGE], QUESTION, MAX_TOKENS))
+
+
+def _ask(stack: LocalStack, with_image: bool = True) -> Answer:
+    images = [data_url(IMAGE)] if with_image else []
+    return ask(stack.base_url, MODEL_NAME, images, QUESTION, MAX_TOKENS)
+
+
+def _is_listed(stack: LocalStack) -> bool:
+    models = get(f"{stack.base_url}/models").json()["data"]
+    return MODEL_NAME in [model["id"] for model in models]
+
+
+def _frontend_answers(stack: LocalStack) -> bool:
+    try:
+        return get(f"{stack.base_url}/models").status_code == 200
+    except httpx.TransportError:
+        return False
+
+
+def _is_healthy(stack: LocalStack, role: str) -> bool:
+    try:
+        return all(get(f"{url}/health").status_code == 200 for url in stack.system_urls[role])
+    except httpx.TransportError:
+        return False

@@ -1,0 +1,282 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Small parts of the workers that need no process: media of a request, errors, choice of a peer."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from dynamo.llm import HttpError
+from dynamo.llm.exceptions import InvalidArgument
+
+from dynamo.sglang_mm_resume.core.errors import (
+    RETRYABLE,
+    ProtocolError,
+    Reason,
+    Refused,
+    ResumeError,
+    TransferFailed,
+)
+from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
+from dynamo.sglang_mm_resume.workers.errors import is_peer_loss, relayed, to_http
+from dynamo.sglang_mm_resume.workers.processor import media_of, without_media
+from dynamo.sglang_mm_resume.workers.sglang_encoder import max_image_tokens
+
+PAD = 9
+URLS = ["data:image/png;base64,AA", "http://example.com/b.png"]
+
+
+def _request(placeholders: int, urls: list[Any], kind: str = "image_url") -> dict[str, Any]:
+    return {
+        "token_ids": [1, *([2, PAD] * placeholders), 3],
+        "multi_modal_data": {kind: [{"Url": url} for url in urls]},
+    }
+
+
+# --- media_of ---
+
+
+def test_media_come_in_prompt_order() -> None:
+    media = media_of(_request(2, URLS), PAD, max_items=2)
+    assert [item.url for item in media] == URLS
+    assert {item.modality for item in media} == {"image"}
+
+
+@pytest.mark.parametrize("data", [None, {}, {"image_url": []}, {"video_url": []}])
+def test_text_alone_has_no_media(data: dict[str, Any] | None) -> None:
+    assert media_of({"token_ids": [1, 2], "multi_modal_data": data}, PAD, max_items=2) == []
+
+
+@pytest.mark.parametrize(("placeholders", "images"), [(1, 0), (2, 1), (0, 1), (1, 2)])
+def test_placeholders_and_images_must_agree(placeholders: int, images: int) -> None:
+    with pytest.raises(Refused, match="one image per placeholder") as caught:
+        media_of(_request(placeholders, URLS[:images]), PAD, max_items=8)
+    assert caught.value.reason is Reason.BAD_REQUEST
+    assert f"{placeholders} image placeholder(s)" in caught.value.message
+    assert f"{images} image(s)" in caught.value.message
+
+
+def test_more_items_than_allowed_are_refused_naming_the_setting() -> None:
+    with pytest.raises(Refused, match=r"at most 1 .*--mm-resume-max-media-items"):
+        media_of(_request(2, URLS), PAD, max_items=1)
+
+
+def test_other_media_are_refused_by_name() -> None:
+    with pytest.raises(Refused, match="video_url items are not supported"):
+        media_of(_request(0, URLS[:1], kind="video_url"), PAD, max_items=8)
+
+
+@pytest.mark.parametrize("item", [{"Url": ""}, {"Url": None}, {"Decoded": {}}, "x", None])
+def test_image_that_is_no_url_is_refused(item: Any) -> None:
+    request = {"token_ids": [PAD], "multi_modal_data": {"image_url": [item]}}
+    with pytest.raises(Refused, match="as a URL") as caught:
+        media_of(request, PAD, max_items=8)
+    assert caught.value.reason is Reason.BAD_REQUEST
+
+
+# --- without_media ---
+
+
+def test_the_engine_gets_neither_urls_nor_the_conversation_again() -> None:
+    request = {
+        **_request(1, URLS[:1]),
+        "multi_modal_uuids": {},
+        "mm_routing_info": {},
+        "sampling_options": {"temperature": 0},
+        "extra_args": {
+            "messages": [],
+            "formatted_prompt": "x",
+            "mm_hashes": ["0"],
+            "mm_hashes_by_modality": {},
+            "nvext": {"kept": 1},
+        },
+    }
+    assert without_media(request) == {
+        "token_ids": request["token_ids"],
+        "sampling_options": {"temperature": 0},
+        "extra_args": {"nvext": {"kept": 1}},
+    }
+
+
+def test_the_request_itself_is_left_alone() -> None:
+    request = {**_request(1, URLS[:1]), "extra_args": {"messages": []}}
+    without_media(request)
+    assert "multi_modal_data" in request
+    assert request["extra_args"] == {"messages": []}
+
+
+def test_request_without_extra_arguments_gets_none() -> None:
+    assert "extra_args" not in without_media({"token_ids": [1]})
+
+
+# --- to_http ---
+
+
+@pytest.mark.parametrize("reason", [Reason.BAD_REQUEST, Reason.TOO_LONG])
+def test_fault_of_the_client_is_told_to_the_client(reason: Reason) -> None:
+    error = to_http(Refused(reason, "send less"))
+    assert isinstance(error, InvalidArgument)
+    assert str(error) == "send less"
+
+
+@pytest.mark.parametrize("reason", sorted(RETRYABLE))
+def test_what_may_pass_is_503(reason: Reason) -> None:
+    error = to_http(Refused(reason, "later"))
+    assert isinstance(error, HttpError)
+    assert error.code == 503
+
+
+def test_failed_transfer_is_503() -> None:
+    error = to_http(TransferFailed("lost"))
+    assert isinstance(error, HttpError)
+    assert error.code == 503
+
+
+OURS = [Reason.VERSION, Reason.LAYOUT, Reason.PROTOCOL, Reason.DUPLICATE]
+
+
+@pytest.mark.parametrize(
+    "error", [ProtocolError("odd"), *(Refused(reason, "odd") for reason in OURS)], ids=repr
+)
+def test_our_own_fault_is_no_fault_of_the_client(error: ResumeError) -> None:
+    # A ValueError or an InvalidArgument would become 400.
+    assert type(to_http(error)) is RuntimeError
+
+
+def test_every_reason_has_a_status() -> None:
+    kinds = Counter(type(to_http(Refused(reason, "x"))) for reason in Reason)
+    assert kinds == {InvalidArgument: 2, HttpError: len(RETRYABLE), RuntimeError: len(OURS)}
+
+
+# --- relayed ---
+
+
+@pytest.mark.parametrize("error", [InvalidArgument("send less"), HttpError(503, "later")])
+def test_errors_that_dynamo_knows_pass_unchanged(error: Exception) -> None:
+    assert relayed(error) is error
+
+
+@pytest.mark.parametrize(
+    ("text", "kind"),
+    [
+        ("DeadlineExceeded: TimeoutError: slow", TimeoutError),
+        ("InvalidRequest: ValueError: no such parameter", ValueError),
+        ("Internal: RuntimeError: broken", RuntimeError),
+        ("Cancelled: gone", RuntimeError),
+        ("no class at all", RuntimeError),
+    ],
+)
+def test_errors_by_text(text: str, kind: type[Exception]) -> None:
+    assert type(relayed(ValueError(text))) is kind
+
+
+def test_lost_peer_is_503() -> None:
+    error = relayed(Exception("Unavailable: No workers available for endpoint a/b"))
+    assert isinstance(error, HttpError)
+    assert error.code == 503
+
+
+@pytest.mark.parametrize("code", [404, 413, 429, 503])
+def test_status_of_another_worker_is_kept(code: int) -> None:
+    error = relayed(ValueError(f'NotFound: {{"message": "why", "code": {code}}}'))
+    assert isinstance(error, HttpError)
+    assert error.code == code
+
+
+@pytest.mark.parametrize(
+    ("text", "lost"),
+    [("Unavailable: Stream ended before generation completed", True), ("Internal: x", False)],
+)
+def test_loss_of_a_peer_is_told_from_its_errors(text: str, lost: bool) -> None:
+    assert is_peer_loss(ValueError(text)) is lost
+
+
+# --- LeastOutstanding ---
+
+
+class _Instances:
+    """A Dynamo client that knows ids only."""
+
+    def __init__(self, *ids: int) -> None:
+        self.ids = list(ids)
+
+    async def direct(self, *_: Any, **__: Any) -> Iterator[Any]:
+        raise NotImplementedError
+
+    def instance_ids(self) -> list[int]:
+        return self.ids
+
+
+def test_idle_workers_take_turns() -> None:
+    workers = LeastOutstanding(_Instances(3, 1, 2), "encode")
+    chosen = []
+    for _ in range(6):
+        with workers.borrow() as worker:
+            chosen.append(worker)
+    assert Counter(chosen) == {1: 2, 2: 2, 3: 2}
+
+
+def test_the_one_with_least_to_do_is_next() -> None:
+    workers = LeastOutstanding(_Instances(1, 2), "encode")
+    with ExitStack() as busy:
+        first = busy.enter_context(workers.borrow())
+        second = busy.enter_context(workers.borrow())
+        assert {first, second} == {1, 2}
+        with workers.borrow():
+            pass
+        busy.pop_all().close()
+    with workers.borrow() as one, workers.borrow() as other:
+        assert one != other
+
+
+def test_work_of_a_failed_request_is_not_counted_for_ever() -> None:
+    workers = LeastOutstanding(_Instances(1, 2), "encode")
+    for _ in range(5):
+        with pytest.raises(RuntimeError), workers.borrow():
+            raise RuntimeError
+    with workers.borrow() as one, workers.borrow() as other:
+        assert one != other
+
+
+def test_worker_that_left_is_not_chosen() -> None:
+    instances = _Instances(1, 2)
+    workers = LeastOutstanding(instances, "encode")
+    instances.ids = [2]
+    for _ in range(3):
+        with workers.borrow() as worker:
+            assert worker == 2
+
+
+def test_no_worker_is_an_overload_naming_the_role() -> None:
+    with (
+        pytest.raises(Refused, match="no encode worker is alive") as caught,
+        LeastOutstanding(_Instances(), "encode").borrow(),
+    ):
+        pass
+    assert caught.value.reason is Reason.OVERLOADED
+
+
+# --- max_image_tokens ---
+
+
+@pytest.mark.parametrize(
+    ("processor", "tokens"),
+    [
+        ({"max_pixels": 4096 * 28 * 28, "patch_size": 14, "merge_size": 2}, 4096),
+        ({"size": {"longest_edge": 100 * 32 * 32}, "patch_size": 16, "merge_size": 2}, 100),
+        ({"max_pixels": 14 * 14 * 5, "patch_size": 14}, 5),
+        ({"max_pixels": 28 * 28 * 2 - 1, "patch_size": 14, "merge_size": 2}, 1),
+        ({"max_pixels": 1, "patch_size": 14, "merge_size": 2}, 1),
+        ({"patch_size": 14, "merge_size": 2}, None),
+        ({"size": {"height": 336, "width": 336}, "patch_size": 14}, None),
+        ({"max_pixels": 4096}, None),
+        ({}, None),
+    ],
+)
+def test_longest_embedding_of_one_picture(processor: dict[str, Any], tokens: int | None) -> None:
+    assert max_image_tokens(SimpleNamespace(**processor)) == tokens
