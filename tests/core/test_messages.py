@@ -56,7 +56,7 @@ MESSAGES: list[tuple[m.Message, TypeAdapter[Any]]] = [
         m.Resume(transfer_id="transfer-1", sent_tokens=0, total_tokens=9, wait=True),
         m.PREFILL_REQUEST,
     ),
-    (m.Abort(transfer_id="transfer-1", writer_closed=False, why="client left"), m.PREFILL_REQUEST),
+    (m.Abort(transfer_id="transfer-1", writer_closed=False), m.PREFILL_REQUEST),
     (m.Ping(), m.PREFILL_REQUEST),
     (WELCOME, m.PREFILL_REPLY),
     (

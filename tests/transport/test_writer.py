@@ -3,8 +3,12 @@
 """`transport/writer.py`: the staging pool that chunks share."""
 
 import asyncio
+import time
+
+import pytest
 
 from dynamo.sglang_mm_resume.core.blocks import BlockPool
+from dynamo.sglang_mm_resume.core.errors import TransferFailed
 from dynamo.sglang_mm_resume.transport.writer import StagingPool
 
 
@@ -59,4 +63,27 @@ async def test_a_borrower_that_is_cancelled_just_after_it_was_served_gives_back(
     staging.give_back(held)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
+    assert staging.pool.stats().free == 1
+
+
+async def test_a_closed_transfer_waits_no_longer() -> None:
+    staging = StagingPool(BlockPool(1, 4, 1))
+    held = await staging.borrow(1)
+    closed = asyncio.Event()
+    waiting = asyncio.ensure_future(staging.borrow_unless_over(1, closed, time.monotonic() + 60))
+    await asyncio.sleep(0)
+    closed.set()
+    with pytest.raises(TransferFailed, match="closed"):
+        await asyncio.wait_for(waiting, 5)
+    staging.give_back(held)
+    assert staging.pool.stats().free == 1
+
+
+async def test_nobody_waits_longer_than_its_grant_is_valid() -> None:
+    staging = StagingPool(BlockPool(1, 4, 1))
+    held = await staging.borrow(1)
+    late = staging.borrow_unless_over(1, asyncio.Event(), time.monotonic())
+    with pytest.raises(TransferFailed, match="expired"):
+        await asyncio.wait_for(late, 5)
+    staging.give_back(held)
     assert staging.pool.stats().free == 1

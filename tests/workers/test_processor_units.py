@@ -23,7 +23,7 @@ from dynamo.sglang_mm_resume.core.errors import (
     TransferFailed,
 )
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
-from dynamo.sglang_mm_resume.workers.errors import is_peer_loss, relayed, to_http
+from dynamo.sglang_mm_resume.workers.errors import relayed, to_http
 from dynamo.sglang_mm_resume.workers.processor import media_of, without_media
 from dynamo.sglang_mm_resume.workers.sglang_encoder import max_image_tokens
 
@@ -137,7 +137,7 @@ def test_failed_transfer_is_503() -> None:
     assert error.code == 503
 
 
-OURS = [Reason.VERSION, Reason.LAYOUT, Reason.PROTOCOL, Reason.DUPLICATE]
+OURS = [Reason.VERSION, Reason.LAYOUT, Reason.PROTOCOL, Reason.DUPLICATE, Reason.INTERNAL]
 
 
 @pytest.mark.parametrize(
@@ -186,14 +186,6 @@ def test_status_of_another_worker_is_kept(code: int) -> None:
     error = relayed(ValueError(f'NotFound: {{"message": "why", "code": {code}}}'))
     assert isinstance(error, HttpError)
     assert error.code == code
-
-
-@pytest.mark.parametrize(
-    ("text", "lost"),
-    [("Unavailable: Stream ended before generation completed", True), ("Internal: x", False)],
-)
-def test_loss_of_a_peer_is_told_from_its_errors(text: str, lost: bool) -> None:
-    assert is_peer_loss(ValueError(text)) is lost
 
 
 # --- LeastOutstanding ---
@@ -280,3 +272,18 @@ def test_no_worker_is_an_overload_naming_the_role() -> None:
 )
 def test_longest_embedding_of_one_picture(processor: dict[str, Any], tokens: int | None) -> None:
     assert max_image_tokens(SimpleNamespace(**processor)) == tokens
+
+
+def test_a_worker_that_refused_is_passed_over_while_there_are_others() -> None:
+    """It has nothing outstanding, and would win every choice."""
+    workers = LeastOutstanding(_Instances(1, 2), "encode")
+    workers.avoid(1)
+    with workers.borrow() as one, workers.borrow() as other:
+        assert (one, other) == (2, 2)
+
+
+def test_the_only_worker_is_used_even_if_it_refused() -> None:
+    workers = LeastOutstanding(_Instances(1), "encode")
+    workers.avoid(1)
+    with workers.borrow() as only:
+        assert only == 1

@@ -94,7 +94,7 @@ QUEUE_SIZE = SettingSpec(
     "--disaggregation-queue-size",
     "SGLANG_DISAGGREGATION_QUEUE_SIZE",
     "transfers",
-    "Transfers that a worker has posted at the same time.",
+    "Chunks that an encode worker stages or writes at the same time for one prefill worker.",
 )
 BOOTSTRAP_TIMEOUT = SettingSpec(
     "--mm-bootstrap-timeout",

@@ -4,7 +4,8 @@
 
 Three channels carry them (docs/protocol.md §2):
     control   dicts over Dynamo endpoints, each answered by one: `Hello`, `Reserve`, `Resume` and
-              `Abort` to a prefill worker, `Forward` and `Close` to an encode worker
+              `Abort` to a prefill worker, `Forward` and `Close` to an encode worker, `Ping` to
+              either
     stream    dicts an encode worker yields as it serves `Encode`: `Sized`, then a `Sent` per grant
     notice    JSON bytes that NIXL delivers after a chunk's data: `ChunkNotice`
 """
@@ -180,7 +181,6 @@ class Abort(Message):
     op: Literal["abort"] = "abort"
     transfer_id: TransferId
     writer_closed: bool
-    why: str = ""
 
 
 class Forward(Message):

@@ -210,7 +210,12 @@ class Assembler:
         waits = self._waits.get(effect.transfer_id)
         if waits is None:
             return
-        await self._loop.run_in_executor(self._threads, self._gather, waits, effect)
+        try:
+            await self._loop.run_in_executor(self._threads, self._gather, waits, effect)
+        except Exception:  # out of memory, or a bug: the request must hear of it now
+            logger.exception("copying a chunk of %s failed", effect.transfer_id)
+            self.drop(effect.transfer_id, why="its embedding could not be assembled")
+            return
         self.totals.bytes += effect.chunk.num_tokens * self._memory.layout.token_bytes
         self._perform(self.receiver.copied(effect.transfer_id, effect.chunk, time.monotonic()))
 

@@ -224,7 +224,11 @@ class NixlAgent:
             raise PeerLost(f"NIXL agent {peer.agent} failed and still has writes in flight")
         self._agent.add_remote_agent(peer.metadata)
         blocks = self._block_list(peer.base_address, peer.num_blocks, peer.device_id)
-        prepared = self._agent.prep_xfer_dlist(peer.agent, blocks, peer.memory)
+        try:
+            prepared = self._agent.prep_xfer_dlist(peer.agent, blocks, peer.memory)
+        except Exception:  # its pool is not where it says: the next hello must start afresh
+            self._agent.remove_remote_agent(peer.agent)
+            raise
         self._peers[peer.agent] = _Peer(prepared, peer.num_blocks)
         self._agent.send_notif(peer.agent, WARM_UP)
 
@@ -271,8 +275,7 @@ class NixlAgent:
         """A write ended: only now may its handle go and its caller know."""
         if flight in self._flights:
             self._flights.remove(flight)
-        if flight.handle is not None:
-            flight.handle.release()
+        self._release(flight.handle)
         self._busy_until = time.monotonic() + LINGER_S
         if error is not None or flight.peer in self._lost:
             self._forget(flight.peer)
@@ -281,6 +284,14 @@ class NixlAgent:
             return
         name = type(error).__name__
         flight.done.set_exception(PeerLost(f"write to {flight.peer} failed: {name}: {error}"))
+
+    def _release(self, handle: Any) -> None:
+        """Whatever NIXL says to this, the write has ended and its caller must hear so."""
+        try:
+            if handle is not None:
+                handle.release()
+        except Exception as error:  # NIXL's exceptions share no base class
+            logger.warning("NIXL does not release a handle: %s", error)
 
     def _forget(self, agent: str) -> None:
         """Nothing heals by itself after an error: the next write meets the peer anew.

@@ -3,7 +3,7 @@
 """One message, one answer over a Dynamo endpoint; never without a deadline."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter
@@ -40,6 +40,36 @@ async def each_within(limit_s: float, stream: AsyncIterator[T]) -> AsyncIterator
         except TimeoutError:
             raise PeerUnreachable(f"nothing was heard for {limit_s:g} s") from None
         yield item
+
+
+async def each_while(
+    stream: AsyncIterator[T], every_s: float, probe: Callable[[], Awaitable[None]]
+) -> AsyncIterator[T]:
+    """The items of `stream`, however long they take, while `probe` does not raise.
+
+    It is asked whenever nothing came for `every_s` seconds: a busy peer may be silent for long, a
+    dead or hung one must not be waited for.
+    """
+    iterator = aiter(stream)
+    while True:
+        item = asyncio.ensure_future(_next_of(iterator))
+        try:
+            while not (await asyncio.wait({item}, timeout=every_s))[0]:
+                await probe()
+            found = item.result()
+        finally:
+            item.cancel()
+        if not found:
+            return
+        yield found[0]
+
+
+async def _next_of(iterator: AsyncIterator[T]) -> tuple[T] | tuple[()]:
+    """The next item, or nothing at the end (a task cannot end with `StopAsyncIteration`)."""
+    try:
+        return (await anext(iterator),)
+    except StopAsyncIteration:
+        return ()
 
 
 async def ask(

@@ -10,7 +10,7 @@ who holds the one can wait for somebody who holds the other (R4).
 import asyncio
 import logging
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -20,16 +20,22 @@ import torch
 
 from dynamo.sglang_mm_resume.core.blocks import BlockPool, Lease
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused, TransferFailed
-from dynamo.sglang_mm_resume.core.messages import Chunk, ChunkNotice, Grant, Sent
+from dynamo.sglang_mm_resume.core.messages import Chunk, Grant, Sent
 from dynamo.sglang_mm_resume.core.queue import GrantQueue
 from dynamo.sglang_mm_resume.core.sender import Sender
 from dynamo.sglang_mm_resume.core.transitions import Sending
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
-from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
+from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent, PeerLost
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+#: One chunk is written while the next is staged; more would only hold blocks.
+CHUNKS_UNDER_WAY: Final = 2
+
+#: Seconds that a worker which shuts down waits for writes to end.
+CLOSE_TIMEOUT_S: Final = 10.0
 
 #: Closed transfers that are remembered: an `Encode` that comes after its `Close` is refused.
 TOMBSTONES: Final = 4096
@@ -47,7 +53,7 @@ class WriterTotals:
 
 
 class StagingPool:
-    """Our own blocks, lent per chunk in order of arrival."""
+    """Our own blocks, or turns to post, lent per chunk in order of arrival."""
 
     def __init__(self, pool: BlockPool) -> None:
         self.pool = pool
@@ -74,6 +80,26 @@ class StagingPool:
             raise
         finally:
             self._waiting.pop(key, None)
+
+    async def borrow_unless_over(
+        self, num_blocks: int, closed: asyncio.Event, deadline: float
+    ) -> Lease:
+        """`borrow`, but raises `TransferFailed` once `closed` is set or `deadline` has passed."""
+        borrowing = asyncio.ensure_future(self.borrow(num_blocks))
+        over = asyncio.ensure_future(closed.wait())
+        patience_s = max(0.0, deadline - time.monotonic())
+        try:
+            await asyncio.wait(
+                (borrowing, over), timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
+            )
+        finally:
+            over.cancel()
+        if borrowing.done():
+            return borrowing.result()
+        borrowing.cancel()  # gives back what it may be lent in this very moment
+        await asyncio.gather(borrowing, return_exceptions=True)
+        why = "was closed" if closed.is_set() else "expired"
+        raise TransferFailed(f"the transfer {why} while its chunk waited to be posted")
 
     def give_back(self, lease: Lease) -> None:
         self.pool.release(lease)
@@ -113,17 +139,22 @@ class Outgoing:
         self._require_open()
         self.sender.encoded(len(rows))
         self._writer.expect(+1)
+        under_way: deque[tuple[Chunk, asyncio.Task[None]]] = deque()
         try:
             while self.sender.state is not Sending.DONE:
-                chunk = self.sender.next_chunk(time.monotonic())
-                if chunk is None:
+                self._start_writes(under_way, rows)
+                if not under_way:
                     await self._wait_for_change()
                     continue
-                await self._write(chunk, rows)
+                chunk, write = under_way[0]
+                await asyncio.shield(write)
+                under_way.popleft()
                 if self.sender.written(chunk):
                     yield self._report(chunk)
         finally:
             self._writer.expect(-1)
+            for _, write in under_way:  # failed, or not waited for any more
+                write.add_done_callback(lambda _: self.sender.write_failed())
 
     async def unless_closed(self, work: Awaitable[T]) -> T:
         """What `work` returns. Raises `TransferFailed`, and cancels it, once we are closed."""
@@ -151,10 +182,13 @@ class Outgoing:
             await asyncio.wait(self._writes)
         await asyncio.sleep(max(0.0, self._drained_at - time.monotonic()))
 
-    def _forget_write(self, task: "asyncio.Task[None]") -> None:
-        self._writes.discard(task)
-        if not task.cancelled():
-            task.exception()  # mark as seen: a cancelled request does not wait for it
+    def _forget_write(self, write: "asyncio.Task[None]") -> None:
+        self._writes.discard(write)
+        # Asking also marks it as seen: a cancelled request does not wait for its writes.
+        error = None if write.cancelled() else write.exception()
+        never_posted = isinstance(error, TransferFailed) and not isinstance(error, PeerLost)
+        if error is not None and not never_posted:
+            self._drained_at = time.monotonic() + self._writer.drain_s
 
     def _report(self, chunk: Chunk) -> Sent:
         num_bytes, self._unreported_bytes = self._unreported_bytes, 0
@@ -163,6 +197,11 @@ class Outgoing:
             sent_tokens=chunk.first_token + chunk.num_tokens,
             num_bytes=num_bytes,
         )
+
+    @property
+    def closed(self) -> asyncio.Event:
+        """Set once nothing more may be posted."""
+        return self._closed
 
     def _require_open(self) -> None:
         if self._closed.is_set():
@@ -173,24 +212,22 @@ class Outgoing:
         self._changed.clear()
         await self._changed.wait()
 
-    async def _write(self, chunk: Chunk, rows: torch.Tensor) -> None:
-        """Write one chunk in a task of its own: a cancelled request must not orphan it."""
-        part = rows[chunk.first_token : chunk.first_token + chunk.num_tokens]
-        notice, deadline = self.sender.notice(chunk), self.sender.deadline_of(chunk)
-        work = self._writer.write_chunk(self.agent, part, chunk, notice, deadline)
-        task = asyncio.ensure_future(work)
-        self._writes.add(task)
-        task.add_done_callback(self._forget_write)
-        try:
-            await asyncio.shield(task)
-        except asyncio.CancelledError:
-            task.add_done_callback(lambda _: self.sender.write_failed())
-            raise
-        except BaseException:
-            self._drained_at = time.monotonic() + self._writer.drain_s
-            self.sender.write_failed()
-            raise
-        self._unreported_bytes += part.numel() * part.element_size()
+    def _start_writes(
+        self, under_way: "deque[tuple[Chunk, asyncio.Task[None]]]", rows: torch.Tensor
+    ) -> None:
+        """Stage the next chunk while one is written. Each in a task of its own, which no
+        cancelled request can orphan.
+        """
+        while len(under_way) < CHUNKS_UNDER_WAY:
+            chunk = self.sender.next_chunk(time.monotonic())
+            if chunk is None:
+                return
+            part = rows[chunk.first_token : chunk.first_token + chunk.num_tokens]
+            write = asyncio.ensure_future(self._writer.write_chunk(self, part, chunk))
+            self._writes.add(write)
+            write.add_done_callback(self._forget_write)
+            under_way.append((chunk, write))
+            self._unreported_bytes += part.numel() * part.element_size()
 
 
 class Writer:
@@ -214,7 +251,7 @@ class Writer:
         self._threads = threads
         self.drain_s = drain_s
         self._max_posts = max_posts
-        self._posts: dict[str, asyncio.Semaphore] = {}
+        self._turns: dict[str, StagingPool] = {}
         self._live: dict[str, Outgoing] = {}
         self._closed: OrderedDict[str, None] = OrderedDict()
 
@@ -251,44 +288,56 @@ class Writer:
         self._live.pop(transfer_id, None)
 
     async def close_all(self) -> None:
-        for transfer_id in list(self._live):
-            await self.close(transfer_id)
+        """Close every transfer. A write to a hung receiver may never end: it is not waited for."""
+        closing = [asyncio.ensure_future(self.close(name)) for name in self._live]
+        if closing:
+            await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_S)
 
-    async def write_chunk(
-        self, agent: str, rows: torch.Tensor, chunk: Chunk, notice: ChunkNotice, deadline: float
-    ) -> None:
+    async def write_chunk(self, outgoing: Outgoing, rows: torch.Tensor, chunk: Chunk) -> None:
         """Stage and write one chunk; its notice leaves with its last piece.
 
         A pool smaller than a chunk stages it in pieces. They are written one after the other,
-        because NIXL does not order notifications of different writes.
+        because NIXL does not order notifications of different writes. What waits, waits until the
+        grant expires or the transfer is closed; what is posted, ends by itself.
         """
         size = min(len(chunk.blocks), self.staging.pool.num_blocks)
-        payload = notice.model_dump_json().encode()
-        async with self._posts.setdefault(agent, asyncio.Semaphore(self._max_posts)):
+        notice = outgoing.sender.notice(chunk).model_dump_json().encode()
+        deadline = outgoing.sender.deadline_of(chunk)
+        turns = self._turns_of(outgoing.agent)
+        turn = await turns.borrow_unless_over(1, outgoing.closed, deadline)
+        try:
             started = time.monotonic()
             for first in range(0, len(chunk.blocks), size):
                 remote = chunk.blocks[first : first + size]
                 last = first + size >= len(chunk.blocks)
                 begin = first * self._memory.layout.block_size
                 piece = rows[begin : begin + len(remote) * self._memory.layout.block_size]
-                await self._write_piece(agent, piece, remote, payload if last else b"", deadline)
+                payload = notice if last else b""
+                await self._write_piece(outgoing, piece, remote, payload, deadline)
             self.totals.chunks += 1
             self.totals.bytes += rows.numel() * rows.element_size()
             self.totals.write_seconds += time.monotonic() - started
+        finally:
+            turns.give_back(turn)
+
+    def _turns_of(self, agent: str) -> StagingPool:
+        if agent not in self._turns:
+            self._turns[agent] = StagingPool(BlockPool(self._max_posts, 1, 1))
+        return self._turns[agent]
 
     async def _write_piece(
         self,
-        agent: str,
+        outgoing: Outgoing,
         rows: torch.Tensor,
         remote: tuple[int, ...],
         payload: bytes,
         deadline: float,
     ) -> None:
-        lease = await self.staging.borrow(len(remote))
+        lease = await self.staging.borrow_unless_over(len(remote), outgoing.closed, deadline)
         try:
             loop = asyncio.get_running_loop()
             await loop.run_in_executor(self._threads, self._memory.scatter, rows, lease.blocks)
-            await self._agent.write(agent, lease.blocks, remote, payload, deadline)
+            await self._agent.write(outgoing.agent, lease.blocks, remote, payload, deadline)
         except TransferFailed:
             self.totals.failures += 1
             raise

@@ -10,7 +10,13 @@ from dataclasses import asdict
 from typing import Any
 
 from dynamo.sglang_mm_resume.config import Settings
-from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused, ResumeError
+from dynamo.sglang_mm_resume.core.errors import (
+    ProtocolError,
+    Reason,
+    Refused,
+    ResumeError,
+    TransferFailed,
+)
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.core.messages import (
     ENCODE,
@@ -33,7 +39,12 @@ from dynamo.sglang_mm_resume.core.messages import (
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.rpc import Client, ask
 from dynamo.sglang_mm_resume.transport.writer import Outgoing, Writer
-from dynamo.sglang_mm_resume.workers.lifecycle import Background, RequestContext
+from dynamo.sglang_mm_resume.workers.lifecycle import (
+    Background,
+    RequestContext,
+    RequestStopped,
+    until_stopped,
+)
 from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.sglang_encoder import VisionEncoder
 
@@ -69,7 +80,11 @@ class Receivers:
         if not isinstance(answer, Welcome) or answer.agent != name.agent:
             raise ProtocolError(f"prefill worker {name.instance_id} answered hello with {answer!r}")
         self._layout.require_same(answer.layout, f"prefill worker {name.instance_id}")
-        await self._agent.connect(answer)
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._agent.connect(answer)
+        except TimeoutError:
+            raise TransferFailed(f"prefill worker {name.instance_id} cannot be connected") from None
         logger.info("met prefill worker %s: layout %s", name.instance_id, answer.layout.fingerprint)
         return answer
 
@@ -92,6 +107,7 @@ class EncodeHandler:
         self._writer = writer
         self._receivers = receivers
         self._background = Background()
+        self._accepted = 0
 
     async def generate(
         self, payload: Any, context: RequestContext
@@ -103,6 +119,12 @@ class EncodeHandler:
                 yield dump(event)
         except ResumeError as error:
             yield dump(self._refusal(error))
+        except RequestStopped:
+            return
+        except Exception as error:  # SGLang's own: not the client's fault, whatever its type
+            logger.exception("encoding failed")
+            self.refusals[Reason.INTERNAL] += 1
+            yield dump(Refusal(reason=Reason.INTERNAL, message=f"encoding failed: {error!r:.300}"))
 
     async def mm_transfer(
         self, payload: Any, context: RequestContext
@@ -137,22 +159,28 @@ class EncodeHandler:
     async def _serve(
         self, message: Encode, context: RequestContext
     ) -> AsyncGenerator[Message, None]:
-        receiver = await self._receivers.meet(message.receiver)
-        if len(self._writer.live) >= self._settings.max_encodes:
+        if self._accepted >= self._settings.max_encodes:
             raise Refused(
                 Reason.OVERLOADED,
                 f"{self._settings.max_encodes} media items are being encoded already "
                 "(--mm-resume-max-encodes): try again later",
             )
-        outgoing = self._writer.open(message.grant, receiver.agent, receiver.num_blocks)
-        stop = self._background.start(self._close_when_stopped(message.transfer_id, context))
+        self._accepted += 1
         try:
-            async for event in self._encode(message, outgoing):
-                yield event
+            receiver = await until_stopped(context, self._receivers.meet(message.receiver))
+            outgoing = self._writer.open(message.grant, receiver.agent, receiver.num_blocks)
+            stop = self._background.start(self._close_when_stopped(message.transfer_id, context))
+            try:
+                async for event in self._encode(message, outgoing):
+                    yield event
+            finally:
+                stop.cancel()
+                # A task of its own: writes in flight must end even if we are being cancelled.
+                await asyncio.shield(
+                    self._background.start(self._writer.close(message.transfer_id))
+                )
         finally:
-            stop.cancel()
-            # A task of its own: writes in flight must end even if we are being cancelled.
-            await asyncio.shield(self._background.start(self._writer.close(message.transfer_id)))
+            self._accepted -= 1
 
     async def _encode(self, message: Encode, outgoing: Outgoing) -> AsyncGenerator[Message, None]:
         image = await outgoing.unless_closed(self._media.load(message.media))

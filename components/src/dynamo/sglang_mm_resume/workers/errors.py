@@ -54,11 +54,6 @@ def relayed(error: Exception) -> Exception:
     return RuntimeError(str(error))
 
 
-def is_peer_loss(error: Exception) -> bool:
-    """Did the other worker vanish, rather than answer with an error?"""
-    return str(error).startswith("Unavailable:")
-
-
 def _status_in(text: str) -> HttpError | None:
     """An `HttpError` of a downstream worker arrives as JSON text."""
     try:

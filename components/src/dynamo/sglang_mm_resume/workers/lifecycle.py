@@ -4,7 +4,9 @@
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import sys
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from dynamo.common.utils.runtime import create_runtime
@@ -77,6 +79,32 @@ def runtime_of(arguments: Any) -> tuple[Any, asyncio.AbstractEventLoop]:
     )
 
 
+@contextmanager
+def argument_errors() -> Iterator[None]:
+    """Dynamo's and SGLang's own checks of their arguments: one line, exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        logger.debug("arguments refused", exc_info=error)
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+
+
+async def serve(endpoints: Iterable[Awaitable[Any]], registration: Awaitable[None]) -> None:
+    """Serve until all endpoints have stopped; register meanwhile, unless that comes too late."""
+    serving = asyncio.gather(*endpoints)
+    registering = asyncio.ensure_future(registration)
+    try:
+        await asyncio.wait((serving, registering), return_when=asyncio.FIRST_COMPLETED)
+        if registering.done():
+            registering.result()
+        await serving
+    finally:
+        serving.cancel()
+        registering.cancel()
+        await asyncio.gather(serving, registering, return_exceptions=True)
+
+
 def serve_status(runtime: Any, status: Callable[[], dict[str, Any]]) -> None:
     """`POST /engine/mm_resume/status` on the system port: pool, transfers and tasks, as JSON."""
 
@@ -89,6 +117,9 @@ def serve_status(runtime: Any, status: Callable[[], dict[str, Any]]) -> None:
 async def wait_for_role(client: Any, role: str, every_s: float = 10.0) -> None:
     """Return once an instance of `role` is alive; say now and then that it is waited for."""
     waiting = asyncio.ensure_future(client.wait_for_instances())
-    while not (await asyncio.wait({waiting}, timeout=every_s))[0]:
-        logger.info("waiting for %s worker", role)
-    waiting.result()
+    try:
+        while not (await asyncio.wait({waiting}, timeout=every_s))[0]:
+            logger.info("waiting for %s worker", role)
+        waiting.result()
+    finally:
+        waiting.cancel()

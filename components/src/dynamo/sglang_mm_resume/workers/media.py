@@ -36,6 +36,8 @@ class MediaLoader:
         except HttpStatusError as error:
             raise _refused(media, _status_text(error)) from error
         except (ValueError, OSError, Image.DecompressionBombError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise  # our own machine's trouble, such as too many open files
             raise _refused(media, _without_url(str(error), media.url)) from error
 
     async def content_hash(self, image: Image.Image) -> str:

@@ -89,7 +89,10 @@ class Writers:
         while True:
             await asyncio.sleep(self._settings.heartbeat_interval_s)
             writers = set(assembler.receiver.writing.values())
-            await asyncio.gather(*(self._probe(writer, assembler) for writer in writers))
+            probes = (self._probe(writer, assembler) for writer in writers)
+            for outcome in await asyncio.gather(*probes, return_exceptions=True):
+                if isinstance(outcome, Exception):
+                    logger.error("a probe failed", exc_info=outcome)
 
     async def _probe(self, writer: int, assembler: Assembler) -> None:
         timeout_s = self._settings.heartbeat_interval_s
@@ -156,7 +159,7 @@ class TransferHandler:
             case Reserve() | Resume():
                 return await self._grant(message)
             case Abort():
-                self._assembler.drop(message.transfer_id, message.writer_closed, message.why)
+                self._assembler.drop(message.transfer_id, message.writer_closed)
                 return Done()
             case Ping():
                 return Done()
@@ -223,6 +226,7 @@ class PrefillHandler(DecodeWorkerHandler):
         except ResumeError as error:
             raise to_http(error) from error
         except ValueError as error:  # SGLang's checks of the request: length, parameters
+            logger.warning("the engine refuses a request: %s", error)
             raise InvalidArgument(str(error)) from error
         finally:
             self._embeddings.withdraw(references)

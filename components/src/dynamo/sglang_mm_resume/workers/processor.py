@@ -11,7 +11,7 @@ import itertools
 import logging
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from dynamo.common.utils.token_ids import normalize_request_token_ids
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.errors import (
+    RETRYABLE,
     ProtocolError,
     Reason,
     Refused,
@@ -44,6 +45,7 @@ from dynamo.sglang_mm_resume.core.messages import (
     Granted,
     Media,
     NoBlocks,
+    Ping,
     Received,
     Refusal,
     Reserve,
@@ -54,9 +56,15 @@ from dynamo.sglang_mm_resume.core.messages import (
     parse,
 )
 from dynamo.sglang_mm_resume.core.transitions import Shaking
-from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, ask, each_within
+from dynamo.sglang_mm_resume.transport.rpc import (
+    Client,
+    PeerUnreachable,
+    ask,
+    each_while,
+    each_within,
+)
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
-from dynamo.sglang_mm_resume.workers.errors import is_peer_loss, relayed, to_http
+from dynamo.sglang_mm_resume.workers.errors import relayed, to_http
 from dynamo.sglang_mm_resume.workers.lifecycle import Background, RequestStopped, until_stopped
 
 logger = logging.getLogger(__name__)
@@ -82,6 +90,17 @@ class Peers:
     prefill_transfer: Client
     encode: Client  # generate
     encode_transfer: Client
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """The workers a request must use; `None` leaves the choice."""
+
+    prefill: int | None = None
+    encode: int | None = None
+
+
+ANY_ROUTE = Route()
 
 
 @dataclass(slots=True)
@@ -110,6 +129,7 @@ class _Item:
     index: int
     media: Media
     handshake: Handshake
+    encode: int | None  # the encode worker to use, if it must be a certain one
     sized: Sized | None = None
     waited_s: float = 0.0
 
@@ -172,6 +192,9 @@ class Processor:
             self.totals.errors[Refusal.of(error).reason] += 1
             logger.warning("request %s: %s", context.id(), error)
             raise to_http(error) from error
+        except Exception:
+            self.totals.errors["downstream"] += 1
+            raise
         finally:
             self._live -= 1
 
@@ -181,10 +204,11 @@ class Processor:
         """
         prefill_ids = sorted(self._peers.prefill_transfer.instance_ids())
         encode_ids = sorted(self._peers.encode_transfer.instance_ids())
-        pairs = list(itertools.product(prefill_ids, encode_ids))[:MAX_WARM_UPS]
-        for _ in pairs:  # the workers take turns while all are idle
-            async for _chunk in self._answer(_warm_up_request(self._image_token_id), context):
-                pass
+        for pair in list(itertools.product(prefill_ids, encode_ids))[:MAX_WARM_UPS]:
+            async with asyncio.timeout(self._patience_s):
+                request = _warm_up_request(self._image_token_id)
+                async for _chunk in self._answer(request, context, Route(*pair)):
+                    pass
 
     async def finish(self) -> None:
         """Wait until everything that was given up is given back."""
@@ -208,13 +232,15 @@ class Processor:
         }
 
     async def _answer(
-        self, request: dict[str, Any], context: Any
+        self, request: dict[str, Any], context: Any, route: Route = ANY_ROUTE
     ) -> AsyncGenerator[dict[str, Any], None]:
         normalize_request_token_ids(request)
         media = media_of(request, self._image_token_id, self._settings.max_media_items)
         forwarded = without_media(request)
-        with self._prefill_workers.borrow() as prefill:
-            items = [_Item(i, m, Handshake(uuid.uuid4().hex)) for i, m in enumerate(media)]
+        with self._prefill_workers.borrow(route.prefill) as prefill:
+            items = [
+                _Item(i, m, Handshake(uuid.uuid4().hex), route.encode) for i, m in enumerate(media)
+            ]
             complete = False
             try:
                 if items:
@@ -249,12 +275,15 @@ class Processor:
 
     async def _transfer(self, item: _Item, prefill: int, budget: _Budget, priority: int) -> None:
         """One item from its default grant to its last token."""
-        with self._encode_workers.borrow() as encode:
+        with self._encode_workers.borrow(item.encode) as encode:
             try:
                 await self._shake_hands(item, prefill, encode, budget, priority)
             except BaseException as error:
                 self._background.start(self._give_up(item, prefill, encode))
-                raise _about_item(item, error) from error
+                if isinstance(error, Refused) and error.reason is Reason.BAD_REQUEST:
+                    text = f"image {item.index + 1}: {error.message}"
+                    raise Refused(error.reason, text) from error
+                raise
         self.totals.items += 1
         self.totals.rounds += item.handshake.rounds
         self.totals.bytes += item.handshake.num_bytes
@@ -278,18 +307,19 @@ class Processor:
             receiver=granted.receiver,
         )
         try:
-            stream = await self._peers.encode.direct(dump(message), encode, annotated=False)
+            async with asyncio.timeout(CONTROL_TIMEOUT_S):
+                stream = await self._peers.encode.direct(dump(message), encode, annotated=False)
             async for payload in each_within(self._patience_s, stream):
                 event = parse(ENCODE_EVENT, payload)
                 if isinstance(event, Refusal):
+                    if event.reason in RETRYABLE:
+                        self._encode_workers.avoid(encode)
                     raise event.as_error()
                 await self._act(item, prefill, encode, self._react(item, event, budget))
         except ResumeError:
             raise
-        except Exception as error:  # Dynamo's client raises builtin types
-            if is_peer_loss(error):
-                raise PeerUnreachable(f"encode worker {encode}: {error}") from error
-            raise relayed(error) from error
+        except Exception as error:  # Dynamo's client raises builtin types for lost peers
+            raise PeerUnreachable(f"encode worker {encode}: {error or 'no answer'}") from error
         if shake.state is not Shaking.DONE:
             raise TransferFailed(f"encode worker {encode} ended early: {shake.state.value}")
 
@@ -324,7 +354,14 @@ class Processor:
     ) -> Granted | NoBlocks:
         waits = not isinstance(message, Resume) or message.wait
         timeout_s = self._patience_s if waits else CONTROL_TIMEOUT_S
-        answer = await ask(self._peers.prefill_transfer, prefill, message, PREFILL_REPLY, timeout_s)
+        try:
+            answer = await ask(
+                self._peers.prefill_transfer, prefill, message, PREFILL_REPLY, timeout_s
+            )
+        except Refused as error:
+            if error.reason in RETRYABLE:
+                self._prefill_workers.avoid(prefill)
+            raise
         if not isinstance(answer, Granted | NoBlocks):
             raise ProtocolError(f"prefill worker {prefill} answered {message.op} with {answer!r}")
         if isinstance(answer, Granted) and waits:
@@ -364,20 +401,43 @@ class Processor:
         self, request: dict[str, Any], prefill: int, context: Any
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The prefill worker's chunks. A stream without an end is an error, not an answer (R14)."""
-        finished = False
+        unfinished = set(range((request.get("sampling_options") or {}).get("n") or 1))
         try:
-            stream = await self._peers.prefill.direct(
-                request, prefill, annotated=False, context=context
-            )
-            async for chunk in stream:
-                finished = finished or bool(chunk.get("finish_reason"))
+            async with asyncio.timeout(CONTROL_TIMEOUT_S):
+                stream = await self._peers.prefill.direct(
+                    request, prefill, annotated=False, context=context
+                )
+            probe = self._prober(prefill)
+            async for chunk in each_while(stream, self._settings.heartbeat_interval_s, probe):
+                if chunk.get("finish_reason"):
+                    unfinished.discard(chunk.get("index") or 0)
                 yield chunk
+        except ResumeError:
+            raise
         except Exception as error:
             if context.is_stopped():
                 raise RequestStopped from error
             raise relayed(error) from error
-        if not finished and not context.is_stopped():
+        if unfinished and not context.is_stopped():
             raise TransferFailed(f"prefill worker {prefill} ended its answer early")
+
+    def _prober(self, prefill: int) -> Callable[[], Awaitable[None]]:
+        """Asks a silent prefill worker whether it is alive; raises when it failed too often."""
+        failures = 0
+
+        async def probe() -> None:
+            nonlocal failures
+            interval_s = self._settings.heartbeat_interval_s
+            try:
+                await ask(self._peers.prefill_transfer, prefill, Ping(), PREFILL_REPLY, interval_s)
+                failures = 0
+            except ResumeError as error:
+                failures += 1
+                logger.warning("prefill worker %s failed a probe: %s", prefill, error)
+                if failures >= self._settings.heartbeat_max_failures:
+                    raise PeerUnreachable(f"prefill worker {prefill} is dead: {error}") from error
+
+        return probe
 
 
 def _warm_up_request(image_token_id: int) -> dict[str, Any]:
@@ -445,12 +505,6 @@ def _resume(item: _Item, action: TryGrant | WaitForGrant) -> Resume:
         total_tokens=item.handshake.total_tokens or 0,
         wait=isinstance(action, WaitForGrant),
     )
-
-
-def _about_item(item: _Item, error: BaseException) -> BaseException:
-    if not isinstance(error, Refused) or error.reason is not Reason.BAD_REQUEST:
-        return error
-    return Refused(error.reason, f"image {item.index + 1}: {error.message}")
 
 
 def _with_statistics(chunk: dict[str, Any], items: list[_Item]) -> dict[str, Any]:

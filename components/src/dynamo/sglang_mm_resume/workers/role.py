@@ -22,6 +22,7 @@ _MODES: Final = ("encode", "language")
 
 def choose(argv: list[str], environ: Mapping[str, str]) -> tuple[str, list[str]]:
     """The module to run and its arguments. Raises `SystemExit` naming what is wrong."""
+    argv = [part for arg in argv for part in _split(arg)]
     if "--role" in argv:
         at = argv.index("--role")
         role, rest = (argv[at + 1] if at + 1 < len(argv) else ""), argv[:at] + argv[at + 2 :]
@@ -40,6 +41,10 @@ def run_role() -> None:
     module, rest = choose(sys.argv[1:], os.environ)
     sys.argv[1:] = rest
     runpy.run_module(f"dynamo.sglang_mm_resume.{module}", run_name="__main__", alter_sys=True)
+
+
+def _split(arg: str) -> list[str]:
+    return arg.split("=", 1) if arg.startswith("--role=") else [arg]
 
 
 def _module(setting: str, role: str, allowed: tuple[str, ...]) -> str:

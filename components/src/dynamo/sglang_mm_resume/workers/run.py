@@ -33,11 +33,7 @@ def run(prog: str, worker: Worker, upstream_help: Callable[[], object]) -> None:
     argparse.ArgumentParser.error = _one_line  # type: ignore[assignment]
     configure_dynamo_logging()
     log_bootstrap_addr_notice()
-    try:
-        uvloop.run(worker(settings, rest))  # type: ignore[arg-type]
-    except (ValueError, OSError) as error:  # Dynamo's and SGLang's own checks of arguments
-        logger.debug("start-up failed", exc_info=error)
-        sys.exit(f"error: {error}")
+    uvloop.run(worker(settings, rest))  # type: ignore[arg-type]
 
 
 def sglang_help() -> None:

@@ -20,7 +20,12 @@ from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.writer import Writer
 from dynamo.sglang_mm_resume.workers.encode import EncodeHandler, Receivers
-from dynamo.sglang_mm_resume.workers.lifecycle import runtime_of, serve_status
+from dynamo.sglang_mm_resume.workers.lifecycle import (
+    argument_errors,
+    runtime_of,
+    serve,
+    serve_status,
+)
 from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.pool import make_pool
 from dynamo.sglang_mm_resume.workers.sglang_encoder import VisionEncoder, max_image_tokens
@@ -32,7 +37,8 @@ COMPONENT = "encoder"
 
 async def worker(settings: Settings, rest: list[str]) -> None:
     """Run until a signal ends it."""
-    config = await parse_args(["--enable-multimodal", "--disaggregation-mode", "encode", *rest])
+    with argument_errors():
+        config = await parse_args(["--enable-multimodal", "--disaggregation-mode", "encode", *rest])
     dynamo_args = config.dynamo_args
     shutdown_event = asyncio.Event()
     shutdown_endpoints: list[Any] = []
@@ -101,15 +107,15 @@ async def _serve(
         logger.info("encode worker %s is ready", generate.connection_id())
 
     try:
-        await asyncio.gather(
+        endpoints = (
             generate.serve_endpoint(
                 handler.generate, graceful_shutdown=True, metrics_labels=labels
             ),
             control.serve_endpoint(
                 handler.mm_transfer, graceful_shutdown=True, metrics_labels=labels
             ),
-            register(),
         )
+        await serve(endpoints, register())
     finally:
         await handler.close()
         await agent.stop()

@@ -28,7 +28,12 @@ from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.transport.assembler import Assembler
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.workers import sglang_engine
-from dynamo.sglang_mm_resume.workers.lifecycle import runtime_of, serve_status
+from dynamo.sglang_mm_resume.workers.lifecycle import (
+    argument_errors,
+    runtime_of,
+    serve,
+    serve_status,
+)
 from dynamo.sglang_mm_resume.workers.pool import Pool, make_pool
 from dynamo.sglang_mm_resume.workers.prefill import (
     PrefillHandler,
@@ -45,7 +50,8 @@ COMPONENT = "prefill"
 
 async def worker(settings: Settings, rest: list[str]) -> None:
     """Run until a signal ends it."""
-    config = await parse_args(["--enable-multimodal", *rest])
+    with argument_errors():
+        config = await parse_args(["--enable-multimodal", *rest])
     # Our handler serves all that the text path does; this flag would withhold half of it.
     config.dynamo_args.enable_multimodal = False
     config.dynamo_args.component = COMPONENT
@@ -150,7 +156,7 @@ async def _serve(
         logger.info("prefill worker %s is ready", generate.connection_id())
 
     try:
-        await asyncio.gather(
+        endpoints = (
             generate.serve_endpoint(
                 handler.generate,
                 graceful_shutdown=True,
@@ -160,8 +166,8 @@ async def _serve(
             control.serve_endpoint(
                 transfers.mm_transfer, graceful_shutdown=True, metrics_labels=labels
             ),
-            register(),
         )
+        await serve(endpoints, register())
     finally:
         heartbeat.cancel()
         await assembler.close()

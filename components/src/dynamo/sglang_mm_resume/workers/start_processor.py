@@ -20,7 +20,13 @@ from dynamo.runtime import Context
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.metrics import publish_metrics
-from dynamo.sglang_mm_resume.workers.lifecycle import runtime_of, serve_status, wait_for_role
+from dynamo.sglang_mm_resume.workers.lifecycle import (
+    argument_errors,
+    runtime_of,
+    serve,
+    serve_status,
+    wait_for_role,
+)
 from dynamo.sglang_mm_resume.workers.processor import Peers, Processor
 
 logger = logging.getLogger(__name__)
@@ -71,7 +77,8 @@ def build_parser() -> argparse.ArgumentParser:
 async def worker(settings: Settings, rest: list[str]) -> None:
     """Run until a signal ends it."""
     config = ProcessorConfig.from_cli_args(build_parser().parse_args(rest))
-    config.validate()
+    with argument_errors():
+        config.validate()
     image_token_id = await _image_token_id(config.model_path)
     runtime, loop = runtime_of(config)
     endpoints: list[Any] = []
@@ -109,12 +116,10 @@ async def worker(settings: Settings, rest: list[str]) -> None:
         logger.info("processor %s serves %s", generate.connection_id(), name)
 
     try:
-        await asyncio.gather(
-            generate.serve_endpoint(
-                processor.generate, graceful_shutdown=True, metrics_labels=labels
-            ),
-            register(),
+        endpoint = generate.serve_endpoint(
+            processor.generate, graceful_shutdown=True, metrics_labels=labels
         )
+        await serve([endpoint], register())
     finally:
         runtime.set_health_status(False)
         await processor.finish()

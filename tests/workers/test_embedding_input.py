@@ -1,0 +1,159 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""`EmbeddingInput` on SGLang's own Qwen processor: finished embeddings enter by reference.
+
+The processor is the real class with just what the expansion of a prompt reads; no engine runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from sglang.srt.multimodal.processors.base_processor import MultimodalSpecialTokens
+from sglang.srt.multimodal.processors.qwen_vl import QwenVLImageProcessor
+
+from dynamo.sglang_mm_resume.core.errors import ProtocolError
+from dynamo.sglang_mm_resume.workers.sglang_engine import Embedding, EmbeddingInput
+
+WIDTH = 8
+VISION_START, VISION_END, PAD, VIDEO_PAD = 101, 102, 103, 104
+PICTURE = [VISION_START, PAD, VISION_END]
+# A token covers two by two patches: 4 and 6 tokens.
+FOUR, SIX = (1, 4, 4), (1, 4, 6)
+
+
+def _processor() -> Any:
+    processor = object.__new__(QwenVLImageProcessor)
+    processor.model_type = "qwen2_5_vl"
+    processor.hf_config = SimpleNamespace(
+        model_type="qwen2_5_vl", vision_config=SimpleNamespace(spatial_merge_size=2)
+    )
+    processor.IM_START_TOKEN_ID = processor.vision_start_token_id = VISION_START
+    processor.IM_END_TOKEN_ID = processor.vision_end_token_id = VISION_END
+    processor.IM_TOKEN_ID = PAD
+    processor.VIDEO_TOKEN_ID = VIDEO_PAD
+    processor._spatial_merge_size = 2
+    processor._tokens_per_second = 2
+    processor.mm_tokens = MultimodalSpecialTokens(image_token_id=PAD, video_token_id=VIDEO_PAD)
+    processor.audio_start_token_id = processor.audio_token_id = None
+    processor.others = []
+
+    async def original(*_: Any, **kwargs: Any) -> str:
+        processor.others.append(kwargs)
+        return "by the original"
+
+    processor.process_mm_data_async = original
+    return processor
+
+
+@pytest.fixture
+def processor() -> Any:
+    return _processor()
+
+
+@pytest.fixture
+def embeddings(processor: Any) -> EmbeddingInput:
+    manager = SimpleNamespace(mm_processor=processor)
+    return EmbeddingInput(SimpleNamespace(tokenizer_manager=manager))
+
+
+def _embedding(grid: tuple[int, ...], num_rows: int, dtype: torch.dtype) -> Embedding:
+    return Embedding(torch.randn(num_rows, WIDTH).to(dtype), grid)
+
+
+def _ask(processor: Any, references: Sequence[Any], prompt: Sequence[int]) -> Any:
+    return processor.process_mm_data_async(image_data=list(references), input_text=list(prompt))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+async def test_each_picture_gets_its_own_rows_uncopied(
+    processor: Any, embeddings: EmbeddingInput, dtype: torch.dtype
+) -> None:
+    offered = [_embedding(FOUR, 4, dtype), _embedding(SIX, 6, dtype)]
+    references = embeddings.offer(offered)
+    output = await _ask(processor, references, [1, *PICTURE, 2, *PICTURE, 3])
+    rows = [item.precomputed_embeddings for item in output.mm_items]
+    assert [r.data_ptr() for r in rows] == [e.rows.data_ptr() for e in offered]
+    assert [r.dtype for r in rows] == [dtype, dtype]
+    assert [tuple(r.shape) for r in rows] == [(4, WIDTH), (6, WIDTH)]
+
+
+async def test_placeholders_are_expanded_where_they_stand(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    offered = [_embedding(SIX, 6, torch.float32), _embedding(FOUR, 4, torch.float32)]
+    output = await _ask(processor, embeddings.offer(offered), [1, *PICTURE, 2, *PICTURE, 3])
+    six, four = ([VISION_START, *[PAD] * n, VISION_END] for n in (6, 4))
+    assert list(output.input_ids) == [1, *six, 2, *four, 3]
+    assert [item.offsets for item in output.mm_items] == [[(2, 7)], [(11, 14)]]
+
+
+async def test_references_decide_the_order(processor: Any, embeddings: EmbeddingInput) -> None:
+    offered = [_embedding(FOUR, 4, torch.float32) for _ in range(2)]
+    references = embeddings.offer(offered)
+    output = await _ask(processor, references[::-1], [*PICTURE, *PICTURE])
+    rows = [item.precomputed_embeddings for item in output.mm_items]
+    assert [r.data_ptr() for r in rows] == [e.rows.data_ptr() for e in offered[::-1]]
+
+
+@pytest.mark.parametrize("num_rows", [1, 3, 5, 8])
+async def test_another_number_of_rows_than_placeholders_is_refused(
+    processor: Any, embeddings: EmbeddingInput, num_rows: int
+) -> None:
+    references = embeddings.offer([_embedding(FOUR, num_rows, torch.float32)])
+    with pytest.raises((ProtocolError, RuntimeError)):
+        await _ask(processor, references, PICTURE)
+
+
+async def test_rows_missing_in_one_and_left_over_in_the_next_are_refused(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    offered = [_embedding(FOUR, 3, torch.float32), _embedding(FOUR, 5, torch.float32)]
+    references = embeddings.offer(offered)
+    with pytest.raises(ProtocolError, match=r"3 embedding rows.* 4"):
+        await _ask(processor, references, [*PICTURE, *PICTURE])
+
+
+@pytest.mark.parametrize("other", ["mm-resume:0123", "http://example.com/a.png", {"url": "a"}])
+async def test_all_must_be_known_references(
+    processor: Any, embeddings: EmbeddingInput, other: Any
+) -> None:
+    (reference,) = embeddings.offer([_embedding(FOUR, 4, torch.float32)])
+    with pytest.raises(ProtocolError, match="not here"):
+        await _ask(processor, [reference, other], [*PICTURE, *PICTURE])
+
+
+@pytest.mark.parametrize("images", [None, [], ["http://example.com/a.png"]], ids=str)
+async def test_other_requests_go_to_the_original(
+    processor: Any, embeddings: EmbeddingInput, images: list[str] | None
+) -> None:
+    request = {"image_data": images, "input_text": [1]}
+    assert await processor.process_mm_data_async(**request) == "by the original"
+    assert processor.others == [request]
+
+
+async def test_withdrawn_embeddings_are_forgotten(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    references = embeddings.offer([_embedding(FOUR, 4, torch.float32) for _ in range(2)])
+    assert len(embeddings) == 2
+    embeddings.withdraw(references[:1])
+    assert len(embeddings) == 1
+    with pytest.raises(ProtocolError, match="not here"):
+        await _ask(processor, references[:1], PICTURE)
+    assert (await _ask(processor, references[1:], PICTURE)).mm_items
+    embeddings.withdraw(references)
+    assert len(embeddings) == 0
+
+
+async def test_the_same_reference_serves_every_choice_of_a_request(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    references = embeddings.offer([_embedding(FOUR, 4, torch.float32)])
+    outputs = [await _ask(processor, references, PICTURE) for _ in range(2)]
+    pointers = {output.mm_items[0].precomputed_embeddings.data_ptr() for output in outputs}
+    assert len(pointers) == 1

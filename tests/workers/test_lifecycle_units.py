@@ -1,0 +1,86 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""`workers/lifecycle.py`: serving ends with its endpoints, a request's work with the request."""
+
+import asyncio
+
+import pytest
+
+from dynamo.sglang_mm_resume.workers.lifecycle import (
+    RequestStopped,
+    argument_errors,
+    serve,
+    until_stopped,
+    wait_for_role,
+)
+
+DEADLINE_S = 5.0
+
+
+class FakeContext:
+    """A request's context that can be stopped by hand."""
+
+    def __init__(self) -> None:
+        self.stop = asyncio.Event()
+
+    def is_stopped(self) -> bool:
+        return self.stop.is_set()
+
+    def async_killed_or_stopped(self) -> "asyncio.Future[bool]":
+        return asyncio.ensure_future(self.stop.wait())
+
+
+class NobodyThere:
+    """A client whose role never appears."""
+
+    async def wait_for_instances(self) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_a_worker_that_is_stopped_before_its_peers_appear_ends() -> None:
+    stopped = asyncio.Event()
+    serving = asyncio.ensure_future(serve([stopped.wait()], wait_for_role(NobodyThere(), "a role")))
+    await asyncio.sleep(0)
+    stopped.set()
+    await asyncio.wait_for(serving, DEADLINE_S)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_registration_that_fails_ends_the_worker() -> None:
+    async def fails() -> None:
+        raise RuntimeError("refused by the frontend")
+
+    with pytest.raises(RuntimeError, match="refused by the frontend"):
+        await asyncio.wait_for(serve([asyncio.Event().wait()], fails()), DEADLINE_S)
+
+
+async def test_work_ends_with_its_request() -> None:
+    context = FakeContext()
+    cleaned_up = asyncio.Event()
+
+    async def work() -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cleaned_up.set()
+
+    working = asyncio.ensure_future(until_stopped(context, work()))
+    await asyncio.sleep(0)
+    context.stop.set()
+    with pytest.raises(RequestStopped):
+        await asyncio.wait_for(working, DEADLINE_S)
+    assert cleaned_up.is_set()
+
+
+async def test_work_that_ends_first_gives_its_result() -> None:
+    async def work() -> int:
+        return 7
+
+    assert await until_stopped(FakeContext(), work()) == 7
+
+
+def test_upstream_s_complaints_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended, argument_errors():
+        raise ValueError("--tp-size must divide 8")
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: --tp-size must divide 8\n"
