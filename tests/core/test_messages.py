@@ -71,7 +71,17 @@ MESSAGES: list[tuple[m.Message, TypeAdapter[Any]]] = [
     (m.Ping(), m.ENCODE_CONTROL),
     (m.Done(), m.ENCODE_CONTROL_REPLY),
     (m.Refusal(reason=Reason.UNKNOWN_TRANSFER, message="?"), m.ENCODE_CONTROL_REPLY),
-    (m.Encode(transfer_id="transfer-1", media=MEDIA, grant=GRANT, receiver=RECEIVER), m.ENCODE),
+    (
+        m.Encode(
+            transfer_id="transfer-1",
+            media=MEDIA,
+            grant=GRANT,
+            receiver=RECEIVER,
+            prompt_tokens=12,
+            max_prompt_tokens=2042,
+        ),
+        m.ENCODE,
+    ),
     (SIZED, m.ENCODE_EVENT),
     (m.Sent(generation=3, sent_tokens=18, num_bytes=288), m.ENCODE_EVENT),
     (m.Refusal(reason=Reason.TOO_LONG, message="smaller"), m.ENCODE_EVENT),

@@ -65,6 +65,8 @@ def encode_of(seed: int, num_tokens: int, granted: m.Granted) -> m.Encode:
         media=m.Media(modality="image", url=f"rows:{seed}:{num_tokens}"),
         grant=granted.grant,
         receiver=granted.receiver,
+        prompt_tokens=1,
+        max_prompt_tokens=granted.max_prompt_tokens,
     )
 
 

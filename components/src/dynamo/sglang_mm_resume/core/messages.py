@@ -238,13 +238,19 @@ class Media(BaseModel):
 
 
 class Encode(Message):
-    """Encode one media item and write it into the granted blocks. Answered by a stream."""
+    """Encode one media item and write it into the granted blocks. Answered by a stream.
+
+    `prompt_tokens`: the prompt so far, this item as its one placeholder; with the item expanded
+    it must not exceed `max_prompt_tokens`.
+    """
 
     op: Literal["encode"] = "encode"
     transfer_id: TransferId
     media: Media
     grant: Grant
     receiver: ReceiverName
+    prompt_tokens: int = Field(gt=0)
+    max_prompt_tokens: int = Field(gt=0)
 
 
 class Sized(Message):

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from typing import Any
 
 from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.budget import PromptBudget
 from dynamo.sglang_mm_resume.core.errors import (
     ProtocolError,
     Reason,
@@ -185,6 +186,8 @@ class EncodeHandler:
     async def _encode(self, message: Encode, outgoing: Outgoing) -> AsyncGenerator[Message, None]:
         image = await outgoing.unless_closed(self._media.load(message.media))
         prepared = await outgoing.unless_closed(self._encoder.prepare(image))
+        # Before the tower: it cannot be interrupted, and others wait for it.
+        PromptBudget(message.prompt_tokens, message.max_prompt_tokens).add(prepared.total_tokens)
         content_hash = await outgoing.unless_closed(self._media.content_hash(image))
         yield Sized(
             total_tokens=prepared.total_tokens, grid=prepared.grid, content_hash=content_hash

@@ -9,15 +9,33 @@ which item is wrong and why, without repeating a URL that may carry a secret or 
 
 import asyncio
 import hashlib
+import logging
+import re
 from concurrent.futures import Executor
 
 from dynamo.common.http.base import HttpStatusError
+from dynamo.common.multimodal import image_loader
 from dynamo.common.multimodal.image_loader import ImageLoader
 from dynamo.common.multimodal.media_source import describe_media_source
 from PIL import Image
 
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.core.messages import Media
+
+_DATA_URL = re.compile(r"data:[^\s'\"]{80,}")
+
+
+class ShortenUrls(logging.Filter):
+    """Dynamo's loader quotes the URL of a picture that it cannot load. A data URL is the picture
+    itself: megabytes, and nobody else's business.
+    """
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        shortened = _DATA_URL.sub(lambda url: f"data:… ({len(url.group())} characters)", message)
+        if shortened != message:
+            record.msg, record.args = shortened, ()
+        return True
 
 
 class MediaLoader:
@@ -26,6 +44,7 @@ class MediaLoader:
     def __init__(self, threads: Executor, identity: str) -> None:
         """`identity` names whatever else decides an embedding: the model and its layout."""
         self._images = ImageLoader()
+        logging.getLogger(image_loader.__name__).addFilter(ShortenUrls())
         self._threads = threads
         self._identity = identity.encode()
 

@@ -19,6 +19,7 @@ from dynamo.common.backend.health_check import is_probe
 from dynamo.common.utils.token_ids import normalize_request_token_ids
 
 from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.budget import PromptBudget
 from dynamo.sglang_mm_resume.core.errors import (
     RETRYABLE,
     ProtocolError,
@@ -73,6 +74,8 @@ logger = logging.getLogger(__name__)
 CONTROL_TIMEOUT_S = 5.0
 #: Extra seconds over a peer's own deadline, so that the peer's own message is what we report.
 SLACK_S = 2.0
+#: The engine's limit before a prefill worker has named it.
+UNKNOWN_LENGTH = 2**31
 #: Pairs of workers that are warmed up at start; in a larger graph the rest meet on first use.
 MAX_WARM_UPS = 16
 #: A white square of 56 px, PNG: the smallest picture that image processors do not enlarge.
@@ -101,25 +104,6 @@ class Route:
 
 
 ANY_ROUTE = Route()
-
-
-@dataclass(slots=True)
-class _Budget:
-    """Prompt tokens of one request, expanded as its items' sizes become known."""
-
-    prompt_tokens: int
-    max_tokens: int | None = None
-
-    def add(self, item_tokens: int) -> None:
-        """Replace one placeholder by its tokens. Raises `Refused` beyond the context length."""
-        self.prompt_tokens += item_tokens - 1
-        if self.max_tokens is not None and self.prompt_tokens > self.max_tokens:
-            raise Refused(
-                Reason.BAD_REQUEST,
-                f"the prompt has at least {self.prompt_tokens} tokens once its pictures are "
-                f"expanded, the model takes {self.max_tokens}: send fewer or smaller pictures, "
-                "or a shorter text",
-            )
 
 
 @dataclass(slots=True)
@@ -244,7 +228,7 @@ class Processor:
             complete = False
             try:
                 if items:
-                    budget = _Budget(len(request["token_ids"]))
+                    budget = PromptBudget(len(request["token_ids"]), UNKNOWN_LENGTH)
                     priority = (request.get("routing") or {}).get("priority") or 0
                     await until_stopped(
                         context, self._transfer_all(items, prefill, budget, priority)
@@ -260,7 +244,7 @@ class Processor:
     # Transfers.
 
     async def _transfer_all(
-        self, items: list[_Item], prefill: int, budget: _Budget, priority: int
+        self, items: list[_Item], prefill: int, budget: PromptBudget, priority: int
     ) -> None:
         """All items in parallel; the first error gives the others up."""
         tasks = [
@@ -273,7 +257,9 @@ class Processor:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _transfer(self, item: _Item, prefill: int, budget: _Budget, priority: int) -> None:
+    async def _transfer(
+        self, item: _Item, prefill: int, budget: PromptBudget, priority: int
+    ) -> None:
         """One item from its default grant to its last token."""
         with self._encode_workers.borrow(item.encode) as encode:
             try:
@@ -289,7 +275,7 @@ class Processor:
         self.totals.bytes += item.handshake.num_bytes
 
     async def _shake_hands(
-        self, item: _Item, prefill: int, encode: int, budget: _Budget, priority: int
+        self, item: _Item, prefill: int, encode: int, budget: PromptBudget, priority: int
     ) -> None:
         shake = item.handshake
         reserve = Reserve(
@@ -305,6 +291,8 @@ class Processor:
             media=item.media,
             grant=granted.grant,
             receiver=granted.receiver,
+            prompt_tokens=budget.prompt_tokens,
+            max_prompt_tokens=granted.max_prompt_tokens,
         )
         try:
             async with asyncio.timeout(CONTROL_TIMEOUT_S):
@@ -323,7 +311,7 @@ class Processor:
         if shake.state is not Shaking.DONE:
             raise TransferFailed(f"encode worker {encode} ended early: {shake.state.value}")
 
-    def _react(self, item: _Item, event: Sized | Sent, budget: _Budget) -> list[Action]:
+    def _react(self, item: _Item, event: Sized | Sent, budget: PromptBudget) -> list[Action]:
         if isinstance(event, Sent):
             return item.handshake.sent(event)
         item.sized = event
