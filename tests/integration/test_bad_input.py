@@ -24,8 +24,9 @@ from tests.support.web import Page, serve
 
 DEPLOYMENT = SMALL_POOL
 
-# Idle, each takes well under two seconds; this is for a machine that does much else.
-DEADLINE_S = 10.0
+REFUSED_WITHIN_S = 2.0
+TRIES = 2  # The better one counts: a pause of a busy machine is no slow refusal.
+CLIENT_TIMEOUT_S = 20.0
 MAX_TOKENS = 12
 QUESTION = "What is this?"
 PLACEHOLDER = "<|vision_start|><|image_pad|><|vision_end|>"
@@ -122,11 +123,13 @@ def test_is_refused_and_the_next_is_served(
     stack: LocalStack, good_answer: OracleAnswer, web: str, case: Case, stream: bool
 ) -> None:
     images = [url.replace("{web}", web) for url in case.images]
-    answer = ask(
-        stack.base_url, case.model, images, case.question, MAX_TOKENS, stream, **case.extra
-    )
-    print(f"{case.name}: {answer.total_s:.3f} s, {answer.status}, {answer.error}")
-    _assert_refused(answer, case, stream)
+    answers: list[Answer] = []
+    while len(answers) < TRIES and not any(a.total_s < REFUSED_WITHIN_S for a in answers):
+        answers.append(_ask_wrongly(stack, case, images, stream))
+        _assert_refused(answers[-1], case, stream)
+    best_s = min(answer.total_s for answer in answers)
+    print(f"{case.name}: {best_s:.3f} s, {answers[-1].status}, {answers[-1].error}")
+    assert best_s < REFUSED_WITHIN_S
     _assert_serves(stack, good_answer)
 
 
@@ -165,6 +168,19 @@ def test_served_at_once_after_a_refusal_for_length(
     print(f"after a refusal for length: {answer.total_s:.3f} s")
 
 
+def _ask_wrongly(stack: LocalStack, case: Case, images: Sequence[str], stream: bool) -> Answer:
+    return ask(
+        stack.base_url,
+        case.model,
+        images,
+        case.question,
+        MAX_TOKENS,
+        stream,
+        timeout_s=CLIENT_TIMEOUT_S,
+        **case.extra,
+    )
+
+
 def _assert_refused(answer: Answer, case: Case, stream: bool) -> None:
     assert answer.error is not None, answer.raw
     assert answer.error["code"] == case.status
@@ -174,7 +190,6 @@ def _assert_refused(answer: Answer, case: Case, stream: bool) -> None:
         assert needed in answer.error_message
     assert answer.text == ""
     assert len(answer.error_message) < 1000, "a whole data URL, perhaps"
-    assert answer.total_s < DEADLINE_S
 
 
 def _assert_serves(stack: LocalStack, expected: OracleAnswer) -> Answer:
@@ -184,8 +199,13 @@ def _assert_serves(stack: LocalStack, expected: OracleAnswer) -> Answer:
 
 
 def _post(stack: LocalStack, path: str, body: dict[str, Any], status: int) -> str:
-    started_at = time.monotonic()
-    answer = httpx.post(f"{stack.base_url}/{path}", json=body, trust_env=False, timeout=60)
-    assert time.monotonic() - started_at < DEADLINE_S
-    assert answer.status_code == status
+    """The message of a refusal, which must come in time."""
+    url = f"{stack.base_url}/{path}"
+    tries_s: list[float] = []
+    while len(tries_s) < TRIES and not any(seconds < REFUSED_WITHIN_S for seconds in tries_s):
+        started_at = time.monotonic()
+        answer = httpx.post(url, json=body, trust_env=False, timeout=CLIENT_TIMEOUT_S)
+        tries_s.append(time.monotonic() - started_at)
+        assert answer.status_code == status
+    assert min(tries_s) < REFUSED_WITHIN_S
     return str(answer.json()["message"])

@@ -4,6 +4,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+
 import httpx
 import pytest
 
@@ -13,7 +17,7 @@ from tests.support.deployments import LIFECYCLE, MODEL_NAME, READY_DEADLINE_S, K
 from tests.support.exact import assert_exact
 from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
-from tests.support.worker_status import get, wait_until
+from tests.support.worker_status import get, status, wait_until
 
 DEPLOYMENT = LIFECYCLE
 
@@ -22,6 +26,10 @@ NOTICE_DEADLINE_S = 30.0
 MAX_TOKENS = 12
 QUESTION = "What is this?"
 IMAGE = patchwork(7, 7, 6)
+SLOW_IMAGE = patchwork(8, 40, 40)
+"""6,400 patches: seconds in the tower, twelve pools' worth of tokens."""
+SEEN_DEADLINE_S = 60.0
+ANSWER_DEADLINE_S = 120.0
 METRICS = "dynamo_component_mm_resume_"
 FAMILIES = {
     "processor": ("requests", "tasks", "rounds_total", "bytes_total", "errors_total"),
@@ -71,6 +79,42 @@ def test_encode_worker_ends_and_comes_back(stack: LocalStack, oracle: Oracle) ->
     assert_exact(_ask(stack), oracle.generate([IMAGE], QUESTION, MAX_TOKENS))
 
 
+def test_encode_worker_ends_with_a_request_in_flight(stack: LocalStack) -> None:
+    with _comes_back(stack, "encode-0"), ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(_ask_slowly, stack)
+        assert wait_until(lambda: _is_encoding(stack), SEEN_DEADLINE_S)
+        assert stack.terminate("encode-0", EXIT_DEADLINE_S) == 0
+        answer = asked.result(ANSWER_DEADLINE_S)
+    print(f"status {answer.status} after {answer.total_s:.1f} s: {answer.error_message}")
+    assert answer.ok or answer.status == 503, answer.raw
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+def test_prefill_worker_dies_while_it_waits_for_a_picture(stack: LocalStack, stream: bool) -> None:
+    with _comes_back(stack, "prefill-0"), ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(_ask_slowly, stack, stream)
+        assert wait_until(lambda: _is_encoding(stack), SEEN_DEADLINE_S)
+        stack.kill("prefill-0")
+        answer = asked.result(ANSWER_DEADLINE_S)
+    print(f"status {answer.status} after {answer.total_s:.1f} s: {answer.error_message}")
+    assert answer.error is not None, answer.raw
+    assert answer.error["code"] == 503
+    assert answer.status == (200 if stream else 503)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+def test_prefill_worker_dies_while_it_generates(stack: LocalStack, stream: bool) -> None:
+    with _comes_back(stack, "prefill-0"), ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(_ask, stack, True, stream, 4000, ignore_eos=True)
+        assert wait_until(lambda: _is_generating(stack), SEEN_DEADLINE_S)
+        stack.kill("prefill-0")
+        answer = asked.result(ANSWER_DEADLINE_S)
+    print(f"status {answer.status} after {answer.total_s:.1f} s: {answer.error_message}")
+    assert answer.error is not None, answer.raw[-1:]
+    assert answer.finish_reason is None
+    assert answer.status == (200 if stream else 503)
+
+
 def test_prefill_worker_ends_and_comes_back(stack: LocalStack, oracle: Oracle) -> None:
     assert stack.terminate("prefill-0", EXIT_DEADLINE_S) == 0
     assert wait_until(lambda: not _is_listed(stack), NOTICE_DEADLINE_S)
@@ -90,9 +134,39 @@ def test_processor_ends_and_comes_back(stack: LocalStack, oracle: Oracle) -> Non
     assert_exact(_ask(stack), oracle.generate([IMAGE], QUESTION, MAX_TOKENS))
 
 
-def _ask(stack: LocalStack, with_image: bool = True) -> Answer:
+def _ask(
+    stack: LocalStack,
+    with_image: bool = True,
+    stream: bool = False,
+    max_tokens: int = MAX_TOKENS,
+    **extra: object,
+) -> Answer:
     images = [data_url(IMAGE)] if with_image else []
-    return ask(stack.base_url, MODEL_NAME, images, QUESTION, MAX_TOKENS)
+    return ask(stack.base_url, MODEL_NAME, images, QUESTION, max_tokens, stream, **extra)
+
+
+def _ask_slowly(stack: LocalStack, stream: bool = False) -> Answer:
+    images = [data_url(SLOW_IMAGE)]
+    return ask(stack.base_url, MODEL_NAME, images, QUESTION, MAX_TOKENS, stream)
+
+
+@contextmanager
+def _comes_back(stack: LocalStack, name: str) -> Iterator[None]:
+    """Whatever becomes of a worker in the block, it serves afterwards."""
+    try:
+        yield
+    finally:
+        stack.restart(name)
+        stack.wait_ready(READY_DEADLINE_S)
+    assert wait_until(lambda: _ask(stack).ok, NOTICE_DEADLINE_S)
+
+
+def _is_encoding(stack: LocalStack) -> bool:
+    return "encoding" in status(stack, "encode")["transfers"].values()
+
+
+def _is_generating(stack: LocalStack) -> bool:
+    return bool(status(stack, "prefill")["embeddings_offered"] > 0)
 
 
 def _is_listed(stack: LocalStack) -> bool:

@@ -34,6 +34,8 @@ class Deployment:
     env: tuple[tuple[str, str], ...] = ()
     encode_module: str | None = None
     """What runs in place of the encode worker."""
+    num_encode: int = 1
+    num_prefill: int = 1
 
 
 def pool_args(block_size: int, default_blocks: int, buffers: int) -> tuple[str, ...]:
@@ -75,6 +77,7 @@ DISTURBED = Deployment(
 TRAINED = Deployment("trained", model="trained")
 """Default settings throughout."""
 LIFECYCLE = Deployment("lifecycle", workers=SMALL_POOL.workers)
+TWO_BY_TWO = Deployment("two-by-two", workers=SMALL_POOL.workers, num_encode=2, num_prefill=2)
 
 
 class Keeper:
@@ -115,6 +118,8 @@ class Keeper:
         config = StackConfig(
             self._models[deployment.model],
             MODEL_NAME,
+            num_encode=deployment.num_encode,
+            num_prefill=deployment.num_prefill,
             dtype="float32",
             processor_args=deployment.processor,
             encode_args=deployment.workers,

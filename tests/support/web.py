@@ -21,11 +21,16 @@ class Page:
 
 
 @contextmanager
-def serve(pages: Mapping[str, Page]) -> Iterator[str]:
-    """Root of a server with these pages by path; every other path answers 404."""
+def serve(pages: Mapping[str, Page], asked: list[str] | None = None) -> Iterator[str]:
+    """Root of a server with these pages by path; every other path answers 404.
+
+    What clients ask for, with the name that they give themselves, is added to `asked`.
+    """
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
+            if asked is not None:
+                asked.append(f"{self.path} by {self.headers.get('User-Agent')}")
             page = pages.get(self.path, Page(b"not here", "text/plain", 404))
             self.send_response(page.status)
             self.send_header("Content-Type", page.content_type)

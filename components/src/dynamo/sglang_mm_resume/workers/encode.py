@@ -7,7 +7,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.budget import PromptBudget
@@ -50,6 +50,9 @@ from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.sglang_encoder import VisionEncoder
 
 logger = logging.getLogger(__name__)
+
+#: Seconds that a worker which shuts down lets its media items finish; Dynamo allows 30 in all.
+DRAIN_TIMEOUT_S: Final = 20.0
 
 
 class Receivers:
@@ -109,6 +112,8 @@ class EncodeHandler:
         self._receivers = receivers
         self._background = Background()
         self._accepted = 0
+        self._idle = asyncio.Event()
+        self._idle.set()
 
     async def generate(
         self, payload: Any, context: RequestContext
@@ -135,6 +140,18 @@ class EncodeHandler:
             yield dump(await self._control(parse(ENCODE_CONTROL, payload)))
         except ResumeError as error:
             yield dump(self._refusal(error))
+
+    async def drain(self) -> None:
+        """Let what is under way finish; give up what does not in time, so that it ends at all.
+
+        Our control endpoint must still be up: grants for these transfers come through it.
+        """
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                await self._idle.wait()
+        except TimeoutError:
+            logger.warning("%d media items did not finish in time", self._accepted)
+            await self._writer.close_all()
 
     async def close(self) -> None:
         await self._writer.close_all()
@@ -167,6 +184,7 @@ class EncodeHandler:
                 "(--mm-resume-max-encodes): try again later",
             )
         self._accepted += 1
+        self._idle.clear()
         try:
             receiver = await until_stopped(context, self._receivers.meet(message.receiver))
             outgoing = self._writer.open(message.grant, receiver.agent, receiver.num_blocks)
@@ -182,6 +200,8 @@ class EncodeHandler:
                 )
         finally:
             self._accepted -= 1
+            if not self._accepted:
+                self._idle.set()
 
     async def _encode(self, message: Encode, outgoing: Outgoing) -> AsyncGenerator[Message, None]:
         image = await outgoing.unless_closed(self._media.load(message.media))

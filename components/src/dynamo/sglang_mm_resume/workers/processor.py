@@ -151,7 +151,8 @@ class Processor:
         self._peers = peers
         self._image_token_id = image_token_id
         self._prefill_workers = LeastOutstanding(peers.prefill_transfer, "prefill")
-        self._encode_workers = LeastOutstanding(peers.encode_transfer, "encode")
+        # By `generate`: a worker that drains leaves that first, and stays reachable for control.
+        self._encode_workers = LeastOutstanding(peers.encode, "encode")
         self._background = Background()
         self._live = 0
         self._patience_s = settings.bootstrap_timeout_s + SLACK_S

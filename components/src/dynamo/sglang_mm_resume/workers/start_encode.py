@@ -4,14 +4,15 @@
 
 import asyncio
 import logging
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
 
+from dynamo.common.utils.graceful_shutdown import install_signal_handlers
 from dynamo.llm import ModelInput, ModelType, WorkerType
 from dynamo.sglang.args import Config, parse_args
 from dynamo.sglang.register import register_model_with_readiness_gate
-from dynamo.sglang.shutdown import install_graceful_shutdown
 from PIL import Image
 
 from dynamo.sglang_mm_resume.config import Settings
@@ -40,32 +41,38 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     with argument_errors():
         config = await parse_args(["--enable-multimodal", "--disaggregation-mode", "encode", *rest])
     dynamo_args = config.dynamo_args
-    shutdown_event = asyncio.Event()
-    shutdown_endpoints: list[Any] = []
     runtime, loop = runtime_of(dynamo_args)
-    run_deferred = install_graceful_shutdown(loop, runtime, shutdown_endpoints, shutdown_event)
+    endpoints: list[Any] = []
+    drains: list[Callable[[], Awaitable[None]]] = []
+
+    async def drain() -> None:
+        await asyncio.gather(*(drain() for drain in drains))
+
+    install_signal_handlers(loop, runtime, endpoints, drain_callback=drain)
     encoder = VisionEncoder(config.server_args, settings.thread_pool_size)
     try:
         await _warm_up(encoder)
-        await _serve(settings, config, runtime, shutdown_endpoints, encoder)
+        await _serve(settings, config, runtime, endpoints, drains, encoder)
     finally:
         runtime.set_health_status(False)
         encoder.close()
-        await run_deferred()
 
 
 async def _serve(
     settings: Settings,
     config: Config,
     runtime: Any,
-    shutdown_endpoints: list[Any],
+    endpoints: list[Any],
+    drains: list[Callable[[], Awaitable[None]]],
     encoder: VisionEncoder,
 ) -> None:
     server_args = config.use_resolved_server_args(encoder.server_args)
     prefix = f"{config.dynamo_args.namespace}.{COMPONENT}"
     generate = runtime.endpoint(f"{prefix}.generate")
     control = runtime.endpoint(f"{prefix}.mm_transfer")
-    shutdown_endpoints[:] = [generate, control]
+    # Leaves discovery first, so that no new item comes. The control endpoint stays: grants for
+    # items under way come through it.
+    endpoints.append(generate)
 
     layout = Layout(
         model=server_args.served_model_name,
@@ -88,6 +95,7 @@ async def _serve(
         Writer(pool.blocks, pool.memory, agent, threads, settings.queue_size, settings.drain_s),
         receivers,
     )
+    drains.append(handler.drain)
     serve_status(runtime, handler.status)
     publish_metrics(generate, handler.status, server_args.served_model_name, prefix)
     labels = [("model", layout.model), ("model_name", layout.model)]
@@ -107,7 +115,7 @@ async def _serve(
         logger.info("encode worker %s is ready", generate.connection_id())
 
     try:
-        endpoints = (
+        served = (
             generate.serve_endpoint(
                 handler.generate, graceful_shutdown=True, metrics_labels=labels
             ),
@@ -115,7 +123,7 @@ async def _serve(
                 handler.mm_transfer, graceful_shutdown=True, metrics_labels=labels
             ),
         )
-        await serve(endpoints, register())
+        await serve(served, register())
     finally:
         await handler.close()
         await agent.stop()
