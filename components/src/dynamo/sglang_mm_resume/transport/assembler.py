@@ -36,6 +36,7 @@ from dynamo.sglang_mm_resume.core.receiver import (
     Receiver,
 )
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
+from dynamo.sglang_mm_resume.transport.tasks import Background
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +93,7 @@ class Assembler:
         self._ready = True
         self._loop = asyncio.get_running_loop()
         self._waits: dict[str, _Waits] = {}
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._background = Background()
         self._ended: OrderedDict[str, ResumeError] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -160,13 +161,11 @@ class Assembler:
             self.drop(transfer_id, why="this worker shuts down")
         if self._timer is not None:
             self._timer.cancel()
-        for task in self._tasks:
-            task.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self._background.cancel()
 
     @property
     def num_tasks(self) -> int:
-        return len(self._tasks)
+        return len(self._background)
 
     # Effects.
 
@@ -176,13 +175,13 @@ class Assembler:
                 case GrantMade(transfer_id, grant):
                     self._hand_over(transfer_id, grant)
                 case CopyOut():
-                    self._spawn(self._copy_out(effect))
+                    self._background.start(self._copy_out(effect))
                 case Completed(transfer_id):
                     self._complete(transfer_id)
                 case Ended(transfer_id, error):
                     self._end(transfer_id, error)
                 case AskWriter(transfer_id, writer):
-                    self._spawn(self._settle(transfer_id, writer))
+                    self._background.start(self._settle(transfer_id, writer))
                 case _:
                     assert_never(effect)
         self._report_readiness()
@@ -271,16 +270,6 @@ class Assembler:
             # The asker is gone. A grant it may have missed was never passed on to a writer.
             self.drop(transfer_id, writer_closed=True, why="its request was cancelled")
             raise
-
-    def _spawn(self, work: "Awaitable[None]") -> None:
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
-
-    def _reap(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("a transfer's task failed", exc_info=task.exception())
 
     def _arm(self) -> None:
         deadline = self.receiver.next_deadline()

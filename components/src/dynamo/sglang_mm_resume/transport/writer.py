@@ -26,6 +26,7 @@ from dynamo.sglang_mm_resume.core.sender import Sender
 from dynamo.sglang_mm_resume.core.transitions import Sending
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent, PeerLost
+from dynamo.sglang_mm_resume.transport.tasks import unless
 
 logger = logging.getLogger(__name__)
 
@@ -158,16 +159,8 @@ class Outgoing:
 
     async def unless_closed(self, work: Awaitable[T]) -> T:
         """What `work` returns. Raises `TransferFailed`, and cancels it, once we are closed."""
-        task = asyncio.ensure_future(work)
-        closed = asyncio.ensure_future(self._closed.wait())
-        try:
-            await asyncio.wait((task, closed), return_when=asyncio.FIRST_COMPLETED)
-            if task.done():
-                return task.result()
-            raise TransferFailed(f"transfer {self.sender.transfer_id} was closed")
-        finally:
-            task.cancel()
-            closed.cancel()
+        error = f"transfer {self.sender.transfer_id} was closed"
+        return await unless(self._closed.wait(), work, lambda: TransferFailed(error))
 
     async def close(self) -> None:
         """Post nothing more; returns once nothing is in flight (R6).

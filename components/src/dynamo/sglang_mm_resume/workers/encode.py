@@ -39,9 +39,9 @@ from dynamo.sglang_mm_resume.core.messages import (
 )
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.rpc import Client, ask
+from dynamo.sglang_mm_resume.transport.tasks import Background
 from dynamo.sglang_mm_resume.transport.writer import Outgoing, Writer
 from dynamo.sglang_mm_resume.workers.lifecycle import (
-    Background,
     RequestContext,
     RequestStopped,
     until_stopped,

@@ -11,6 +11,8 @@ from typing import Any, Protocol, TypeVar
 
 from dynamo.common.utils.runtime import create_runtime
 
+from dynamo.sglang_mm_resume.transport.tasks import unless
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -30,43 +32,7 @@ class RequestContext(Protocol):
 
 async def until_stopped(context: RequestContext, work: Awaitable[T]) -> T:
     """What `work` returns. Raises `RequestStopped`, and cancels it, once the request stops."""
-    task = asyncio.ensure_future(work)
-    stopped = asyncio.ensure_future(context.async_killed_or_stopped())
-    try:
-        await asyncio.wait((task, stopped), return_when=asyncio.FIRST_COMPLETED)
-        if task.done():
-            return task.result()
-        task.cancel()
-        await asyncio.gather(task, return_exceptions=True)  # its clean-up comes first
-        raise RequestStopped
-    finally:
-        task.cancel()
-        stopped.cancel()
-
-
-class Background:
-    """Tasks that outlive a request, such as giving blocks back. None is lost, none is silent."""
-
-    def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[Any]] = set()
-
-    def __len__(self) -> int:
-        return len(self._tasks)
-
-    def start(self, work: Awaitable[Any]) -> "asyncio.Task[Any]":
-        task = asyncio.ensure_future(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._reap)
-        return task
-
-    async def finish(self) -> None:
-        """Wait for all of them."""
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    def _reap(self, task: "asyncio.Task[Any]") -> None:
-        self._tasks.discard(task)
-        if not task.cancelled() and task.exception() is not None:
-            logger.error("a background task failed", exc_info=task.exception())
+    return await unless(context.async_killed_or_stopped(), work, RequestStopped)
 
 
 def runtime_of(arguments: Any) -> tuple[Any, asyncio.AbstractEventLoop]:

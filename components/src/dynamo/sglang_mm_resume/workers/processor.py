@@ -12,7 +12,7 @@ import logging
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dynamo.common.backend.health_check import is_probe
@@ -64,9 +64,10 @@ from dynamo.sglang_mm_resume.transport.rpc import (
     each_while,
     each_within,
 )
+from dynamo.sglang_mm_resume.transport.tasks import Background
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
 from dynamo.sglang_mm_resume.workers.errors import relayed, to_http
-from dynamo.sglang_mm_resume.workers.lifecycle import Background, RequestStopped, until_stopped
+from dynamo.sglang_mm_resume.workers.lifecycle import RequestStopped, until_stopped
 
 logger = logging.getLogger(__name__)
 
@@ -201,19 +202,11 @@ class Processor:
 
     def status(self) -> dict[str, Any]:
         """What operators and tests look at; every number is current."""
-        totals = self.totals
         return {
             "role": "processor",
             "requests": self._live,
             "tasks": len(self._background),
-            "totals": {
-                "requests": totals.requests,
-                "items": totals.items,
-                "rounds": totals.rounds,
-                "bytes": totals.bytes,
-                "stopped": totals.stopped,
-                "errors": dict(totals.errors),
-            },
+            "totals": {**asdict(self.totals), "errors": dict(self.totals.errors)},
         }
 
     async def _answer(
@@ -325,14 +318,7 @@ class Processor:
         while pending:
             action = pending.pop(0)
             if isinstance(action, ForwardGrant):
-                forward = Forward(grant=action.grant)
-                await ask(
-                    self._peers.encode_transfer,
-                    encode,
-                    forward,
-                    ENCODE_CONTROL_REPLY,
-                    CONTROL_TIMEOUT_S,
-                )
+                await self._tell_encode(encode, Forward(grant=action.grant))
                 continue
             answer = await self._ask_for_blocks(item, prefill, _resume(item, action))
             if isinstance(answer, Granted):
@@ -357,13 +343,14 @@ class Processor:
             item.waited_s += answer.waited_s
         return answer
 
+    async def _tell_encode(self, encode: int, message: Forward | Close) -> None:
+        client = self._peers.encode_transfer
+        await ask(client, encode, message, ENCODE_CONTROL_REPLY, CONTROL_TIMEOUT_S)
+
     async def _give_up(self, item: _Item, prefill: int, encode: int) -> None:
         """First the writer stops, then the blocks go home (R6)."""
-        close = Close(transfer_id=item.handshake.transfer_id)
         try:
-            await ask(
-                self._peers.encode_transfer, encode, close, ENCODE_CONTROL_REPLY, CONTROL_TIMEOUT_S
-            )
+            await self._tell_encode(encode, Close(transfer_id=item.handshake.transfer_id))
             closed = True
         except ResumeError as error:
             logger.warning("encode worker %s did not confirm a close: %s", encode, error)
