@@ -3,12 +3,14 @@
 """Embeddings between two real NIXL agents in one process (R1 to R4, R9, R16)."""
 
 import asyncio
+import time
 
 import pytest
 import torch
 
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused, ResumeError, TransferFailed
 from dynamo.sglang_mm_resume.core.messages import Reserve
+from dynamo.sglang_mm_resume.transport.nixl_agent import PeerLost
 from tests.transport.pair import (
     BLOCK_SIZE,
     DEADLINE_S,
@@ -171,3 +173,41 @@ async def test_rows_keep_every_bit() -> None:
         rows = bits.to(torch.int16).view(torch.bfloat16).view(2 * BLOCK_SIZE, 96)
         got, _ = await asyncio.wait_for(hand_over(receiving, writing, rows), DEADLINE_S)
         assert same_bits(got, rows)
+
+
+async def test_a_copy_that_fails_is_heard_of_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not after the time-out of a chunk that never comes."""
+
+    def out_of_memory(blocks: object, rows: object) -> None:
+        raise MemoryError
+
+    async with a_pair(2, 2, 2, wait_timeout_s=600.0) as (receiving, writing):
+        receiving.writer_is_settled = True
+        monkeypatch.setattr(receiving.memory, "gather", out_of_memory)
+        with pytest.raises(TransferFailed, match="could not be assembled"):
+            await asyncio.wait_for(hand_over(receiving, writing, rows_of(1, 20)), DEADLINE_S)
+
+
+async def test_a_failed_write_drains_although_nobody_waits_for_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """R6: its bytes may still lie in the receiver's socket when `close` would be confirmed."""
+    posted, peer_dies = asyncio.Event(), asyncio.Event()
+
+    async def never_arrives(*_: object) -> None:
+        posted.set()
+        await peer_dies.wait()
+        raise PeerLost("gone")
+
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        monkeypatch.setattr(writing.agent, "write", never_arrives)
+        giving_up = asyncio.ensure_future(hand_over(receiving, writing, rows_of(1, 20)))
+        await asyncio.wait_for(posted.wait(), DEADLINE_S)
+        (transfer_id,) = writing.writer.live
+        giving_up.cancel()
+        await asyncio.gather(giving_up, return_exceptions=True)
+        peer_dies.set()
+        started = time.monotonic()
+        await asyncio.wait_for(writing.writer.close(transfer_id), DEADLINE_S)
+        assert time.monotonic() - started >= writing.writer.drain_s
+        assert writing.pool.stats().free == 2

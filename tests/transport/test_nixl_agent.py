@@ -4,6 +4,7 @@
 
 import asyncio
 import time
+from typing import Any
 
 import pytest
 
@@ -102,3 +103,27 @@ async def test_stopping_twice_or_without_a_start_is_fine() -> None:
     await writing.start()
     await writing.stop()
     await writing.stop()
+
+
+class StubbornHandle:
+    """A NIXL transfer handle that does not let itself be released."""
+
+    def __init__(self, handle: Any) -> None:
+        self._real = handle
+        self._handle = handle._handle
+
+    def release(self) -> None:
+        self._real.release()
+        raise RuntimeError("cannot be released")
+
+
+async def test_a_handle_that_cannot_be_released_does_not_lose_its_caller(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        nixl = writing.agent._agent
+        make = nixl.make_prepped_xfer
+        monkeypatch.setattr(nixl, "make_prepped_xfer", lambda *a: StubbornHandle(make(*a)))
+        write = writing.agent.write(receiving.agent.name, [0], [0], b"", in_time())
+        await asyncio.wait_for(write, DEADLINE_S)
+        assert writing.agent.num_in_flight == 0
