@@ -228,6 +228,14 @@ class LocalStack:
         with _signals_deferred():
             self._children[name].start()
 
+    def pause(self, name: str) -> None:
+        """Stop a process and its children where they are (SIGSTOP), as a hang would."""
+        self._children[name].signal_group(signal.SIGSTOP)
+
+    def unpause(self, name: str) -> None:
+        """Let a paused process go on (SIGCONT)."""
+        self._children[name].signal_group(signal.SIGCONT)
+
     def log_tail(self, name: str) -> str:
         """The last lines that a process has written."""
         return self._children[name].log_tail()

@@ -1,15 +1,38 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""Tests of the whole deployment are marked: `pytest -m "not integration"` runs the fast ones."""
+"""One running deployment at a time, models, answers to compare with, and a look around after.
 
+Tests of the whole deployment are marked: `pytest -m "not integration"` runs the fast ones.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
-INTEGRATION = Path(__file__).parent / "integration"
+from examples.local_stack import LocalStack
+from tests.support.deployments import Keeper, Model
+from tests.support.worker_status import leftovers, wait_until
+
+if TYPE_CHECKING:
+    from tests.support.oracle import Oracle
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+WHOLE_STACK = (TESTS / "integration", TESTS / "faults")
+TRAINED_MODEL = ROOT / "examples" / "demo_model" / "weights"
 
 # A start of the deployment alone takes a minute or two where others use the machine as well.
 INTEGRATION_TIMEOUT_S = 480
+
+# With these random weights, pictures of every size have answers of their own.
+RANDOM_MODEL_SEED = 1
+IDLE_DEADLINE_S = 10.0
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -20,7 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Mark what starts processes, and put tests of one deployment next to each other."""
     for item in items:
-        if item.path.is_relative_to(INTEGRATION):
+        if any(item.path.is_relative_to(folder) for folder in WHOLE_STACK):
             item.add_marker(pytest.mark.integration)
             item.add_marker(pytest.mark.timeout(INTEGRATION_TIMEOUT_S))
     items.sort(key=_deployment_of)  # stable: the order is otherwise left as it is
@@ -29,3 +52,45 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _deployment_of(item: pytest.Item) -> str:
     deployment = getattr(getattr(item, "module", None), "DEPLOYMENT", None)
     return "" if deployment is None else deployment.name
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Model, Path]:
+    """Folders of the model with random weights and of the one that the demo serves."""
+    folder = tmp_path_factory.mktemp("random-model")
+    build = ROOT / "examples" / "demo_model" / "build.py"
+    command = [sys.executable, build, "--out", folder, "--seed", str(RANDOM_MODEL_SEED)]
+    subprocess.run(command, check=True, capture_output=True, timeout=120)
+    return {"random": folder, "trained": TRAINED_MODEL}
+
+
+@pytest.fixture(scope="session")
+def oracle(models: dict[Model, Path]) -> Oracle:
+    """Transformers on the random weights; imported only where it is needed, as it takes seconds."""
+    from tests.support.oracle import Oracle
+
+    return Oracle(models["random"])
+
+
+@pytest.fixture(scope="session")
+def keeper(models: dict[Model, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
+    """Starts and stops deployments; their logs are kept with pytest's temporary folders."""
+    keeper = Keeper(models, tmp_path_factory.mktemp("logs"))
+    yield keeper
+    keeper.stop()
+
+
+@pytest.fixture(scope="module")
+def stack(request: pytest.FixtureRequest, keeper: Keeper) -> LocalStack:
+    """The deployment that the module names by `DEPLOYMENT`, ready to serve."""
+    return keeper.get(request.module.DEPLOYMENT)
+
+
+@pytest.fixture(autouse=True)
+def nothing_stays(request: pytest.FixtureRequest) -> Iterator[None]:
+    """After every test: all blocks free, nothing in quarantine, no transfer, no task (R16)."""
+    yield
+    if "stack" in request.fixturenames:
+        stack: LocalStack = request.getfixturevalue("stack")
+        wait_until(lambda: not leftovers(stack), IDLE_DEADLINE_S)
+        assert leftovers(stack) == []

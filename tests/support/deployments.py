@@ -79,6 +79,22 @@ TRAINED = Deployment("trained", model="trained")
 LIFECYCLE = Deployment("lifecycle", workers=SMALL_POOL.workers)
 TWO_BY_TWO = Deployment("two-by-two", workers=SMALL_POOL.workers, num_encode=2, num_prefill=2)
 
+FAULTS = Deployment(
+    "faults",
+    # As in SMALL_POOL; time-outs are short, so that what waits for one is tested soon.
+    workers=(
+        *SMALL_POOL.workers,
+        *("--mm-bootstrap-timeout", "8"),
+        *("--mm-heartbeat-interval", "1"),
+        *("--mm-resume-drain-s", "0.5"),
+    ),
+    prefill=("--context-length", str(CONTEXT_LENGTH)),
+    processor=("--mm-bootstrap-timeout", "8", "--mm-heartbeat-interval", "1"),
+    env=(LOCAL_URLS,),
+    num_encode=2,
+)
+"""Two encode workers, so that one may be lost."""
+
 
 class Keeper:
     """Starts deployments on demand, and stops the one before: two cores do not carry two."""
