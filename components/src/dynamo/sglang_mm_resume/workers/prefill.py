@@ -10,19 +10,21 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final, TypeVar
 
 from dynamo.llm.exceptions import InvalidArgument
 from dynamo.sglang.request_handlers import DecodeWorkerHandler
-from pydantic import ValidationError
+from PIL import Image
+from pydantic import TypeAdapter, ValidationError
 
 from dynamo.sglang_mm_resume.config import Settings
-from dynamo.sglang_mm_resume.core.errors import ResumeError
+from dynamo.sglang_mm_resume.core.errors import Reason, Refused, ResumeError
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.core.messages import (
     ENCODE_CONTROL_REPLY,
+    LOCAL_MEDIA,
     PREFILL_REQUEST,
     RECEIVED,
     Abort,
@@ -30,6 +32,7 @@ from dynamo.sglang_mm_resume.core.messages import (
     Done,
     Granted,
     Hello,
+    Media,
     Message,
     NoBlocks,
     Ping,
@@ -52,12 +55,16 @@ from dynamo.sglang_mm_resume.workers.lifecycle import (
     RequestStopped,
     until_stopped,
 )
+from dynamo.sglang_mm_resume.workers.media import MediaLoader
+from dynamo.sglang_mm_resume.workers.request import LOCAL_MEDIA_KEY, TRANSFERS_KEY
 from dynamo.sglang_mm_resume.workers.sglang_engine import Embedding, EmbeddingInput
 
 logger = logging.getLogger(__name__)
 
-#: Where the processor puts the transfers of a request (`list[Received]`).
-TRANSFERS_KEY = "mm_resume"
+T = TypeVar("T")
+
+#: Seconds that a worker which shuts down waits for embeddings that are on their way to it.
+DRAIN_TIMEOUT_S: Final = 20.0
 
 
 class Writers:
@@ -136,6 +143,16 @@ class TransferHandler:
         self._assembler = assembler
         self._name = ReceiverName(instance_id=instance_id, agent=agent.name)
         self._max_prompt_tokens = max_prompt_tokens
+        self.leaving = asyncio.Event()
+
+    async def drain(self) -> None:
+        """Take nothing new, and let what is on its way arrive."""
+        self.leaving.set()
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                await self._assembler.drained()
+        except TimeoutError:
+            logger.warning("embeddings are still on their way: %s", self._assembler.receiver.live)
 
     async def mm_transfer(
         self, payload: Any, context: RequestContext
@@ -180,6 +197,8 @@ class TransferHandler:
     async def _grant(self, message: Reserve | Resume) -> Granted | NoBlocks:
         started = time.monotonic()
         if isinstance(message, Reserve):
+            if self.leaving.is_set():
+                raise leaving()
             grant = await self._assembler.reserve(message)
         elif message.wait:
             grant = await self._assembler.resume(
@@ -202,22 +221,41 @@ class PrefillHandler(DecodeWorkerHandler):
     """Dynamo's handler, fed with embeddings instead of URLs."""
 
     def __init__(
-        self, *args: Any, assembler: Assembler, embeddings: EmbeddingInput, **kwargs: Any
+        self,
+        *args: Any,
+        assembler: Assembler,
+        embeddings: EmbeddingInput,
+        media: MediaLoader,
+        max_local: int,
+        is_leaving: Callable[[], bool],
+        **kwargs: Any,
     ) -> None:
+        """`max_local`: pictures loaded here at the same time, for want of an encode worker."""
         super().__init__(*args, **kwargs)
         self._assembler = assembler
         self._embeddings = embeddings
+        self._media = media
+        self._max_local = max_local
+        self._is_leaving = is_leaving
+        self._local = 0
 
     async def generate(
         self, request: dict[str, Any], context: Any
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Answer one request; its transfers, if any, are waited for and dropped at its end."""
-        transfers = _transfers_of(request)
+        transfers = _list_of(RECEIVED, request, TRANSFERS_KEY)
+        local = _list_of(LOCAL_MEDIA, request, LOCAL_MEDIA_KEY)
         references: list[str] = []
+        self._local += len(local)
         try:
+            if self._is_leaving() and not transfers:
+                raise leaving()
             if transfers:
                 embeddings = await until_stopped(context, self._collect(transfers))
                 references = self._embeddings.offer(embeddings)
+            elif local:
+                references = self._embeddings.offer(await until_stopped(context, self._load(local)))
+            if references:
                 request = _with_references(request, transfers, references)
             async for chunk in super().generate(request, context):
                 yield chunk
@@ -229,6 +267,7 @@ class PrefillHandler(DecodeWorkerHandler):
             logger.warning("the engine refuses a request: %s", error)
             raise InvalidArgument(str(error)) from error
         finally:
+            self._local -= len(local)
             self._embeddings.withdraw(references)
             for transfer in transfers:
                 self._assembler.drop(transfer.transfer_id)
@@ -239,27 +278,50 @@ class PrefillHandler(DecodeWorkerHandler):
             for transfer in transfers
         ]
 
+    async def _load(self, local: list[Media]) -> list[Image.Image]:
+        """Pictures for the engine's own tower. One after the other: this is not the rule."""
+        if self._local > self._max_local:
+            raise Refused(
+                Reason.OVERLOADED,
+                f"{self._max_local} media items are being encoded here already "
+                "(--mm-resume-max-encodes): try again later",
+            )
+        return [await self._media.load(media) for media in local]
 
-def _transfers_of(request: dict[str, Any]) -> list[Received]:
+
+def leaving() -> Refused:
+    """This worker shuts down: the same request does well on another."""
+    return Refused(Reason.OVERLOADED, "this worker shuts down: try again later")
+
+
+def _list_of(adapter: TypeAdapter[list[T]], request: dict[str, Any], key: str) -> list[T]:
     try:
-        return RECEIVED.validate_python(request.pop(TRANSFERS_KEY, None) or [])
+        return adapter.validate_python(request.pop(key, None) or [])
     except ValidationError as error:
-        raise RuntimeError(f"the processor sent malformed transfers: {error}") from error
+        raise RuntimeError(f"the processor sent a malformed {key}: {error}") from error
 
 
 def _with_references(
     request: dict[str, Any], transfers: list[Received], references: list[str]
 ) -> dict[str, Any]:
-    """The request as Dynamo's handler expects it, with references where URLs would be."""
-    hashes = {"image": [transfer.content_hash for transfer in transfers]}
-    extra_args = {**(request.get("extra_args") or {}), "mm_hashes_by_modality": hashes}
+    """The request as Dynamo's handler expects it, with references where URLs would be.
+
+    Pictures without a transfer have no hash yet: the engine hashes what it encodes.
+    """
+    extra_args = dict(request.get("extra_args") or {})
+    if transfers:
+        hashes = [transfer.content_hash for transfer in transfers]
+        extra_args["mm_hashes_by_modality"] = {"image": hashes}
     extra_args.pop("mm_hashes", None)
     urls = [{"Url": reference} for reference in references]
     return {**request, "multi_modal_data": {"image_url": urls}, "extra_args": extra_args}
 
 
 def prefill_status(
-    transfers: TransferHandler, assembler: Assembler, embeddings: EmbeddingInput
+    settings: Settings,
+    transfers: TransferHandler,
+    assembler: Assembler,
+    embeddings: EmbeddingInput,
 ) -> dict[str, Any]:
     """What operators and tests look at; every number is current."""
     receiver = assembler.receiver
@@ -274,4 +336,5 @@ def prefill_status(
         "oddities": {k.value: v for k, v in receiver.oddities.items()},
         "refusals": dict(transfers.refusals),
         "tasks": assembler.num_tasks,
+        "limits": settings.limits,
     }

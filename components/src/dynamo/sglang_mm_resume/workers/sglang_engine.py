@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
+from PIL import Image
 from sglang.srt.managers.schedule_batch import Modality
 
 from dynamo.sglang_mm_resume.core.errors import ProtocolError
@@ -31,22 +32,26 @@ class Embedding:
     grid: tuple[int, ...]
 
 
+#: What stands for a picture: its embedding, or itself where no encode worker is at hand.
+Offer = Embedding | Image.Image
+
+
 class EmbeddingInput:
     """Teaches one engine to take embeddings by reference."""
 
     def __init__(self, engine: Any) -> None:
         self._processor = engine.tokenizer_manager.mm_processor
         self._original = self._processor.process_mm_data_async
-        self._offered: dict[str, Embedding] = {}
+        self._offered: dict[str, Offer] = {}
         self._processor.process_mm_data_async = self._process
 
     def __len__(self) -> int:
         return len(self._offered)
 
-    def offer(self, embeddings: Sequence[Embedding]) -> list[str]:
-        """References for `image_data`, one per embedding, valid until `withdraw`."""
-        references = [SCHEME + uuid.uuid4().hex for _ in embeddings]
-        self._offered.update(zip(references, embeddings, strict=True))
+    def offer(self, offers: Sequence[Offer]) -> list[str]:
+        """References for `image_data`, one per picture, valid until `withdraw`."""
+        references = [SCHEME + uuid.uuid4().hex for _ in offers]
+        self._offered.update(zip(references, offers, strict=True))
         return references
 
     def withdraw(self, references: Iterable[str]) -> None:
@@ -59,9 +64,12 @@ class EmbeddingInput:
         if not any(isinstance(image, str) and image.startswith(SCHEME) for image in images):
             return await self._original(*args, **kwargs)
         try:
-            embeddings = [self._offered[image] for image in images]
+            offers = [self._offered[image] for image in images]
         except (KeyError, TypeError):
             raise ProtocolError("a request names embeddings that are not here") from None
+        embeddings = [offer for offer in offers if isinstance(offer, Embedding)]
+        if not embeddings:  # pictures for the engine's own tower
+            return await self._original(*args, **{**kwargs, "image_data": offers})
         return self._build(kwargs["input_text"], embeddings)
 
     def _build(self, prompt_ids: Any, embeddings: Sequence[Embedding]) -> Any:
@@ -83,6 +91,11 @@ class EmbeddingInput:
                 )
             item.precomputed_embeddings = own_rows
         return output
+
+
+def num_requests(engine: Any) -> int:
+    """Requests that the engine knows, until its scheduler has finished or aborted them."""
+    return len(engine.tokenizer_manager.rid_to_state)
 
 
 def max_prompt_tokens(engine: Any) -> int:

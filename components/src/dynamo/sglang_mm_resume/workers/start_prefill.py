@@ -5,7 +5,7 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 import sglang as sgl
@@ -29,11 +29,13 @@ from dynamo.sglang_mm_resume.transport.assembler import Assembler
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.workers import sglang_engine
 from dynamo.sglang_mm_resume.workers.lifecycle import (
+    DrainFirst,
     argument_errors,
     runtime_of,
     serve,
     serve_status,
 )
+from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.pool import Pool, make_pool
 from dynamo.sglang_mm_resume.workers.prefill import (
     PrefillHandler,
@@ -47,11 +49,18 @@ logger = logging.getLogger(__name__)
 
 COMPONENT = "prefill"
 
+_ENGINE_ARGS: Final = (
+    "--enable-multimodal",
+    # Without it, an engine that gets embeddings of one request and pictures of another in the same
+    # batch (--encode-fallback local) raises NotImplementedError in its scheduler, and is gone.
+    "--enable-adaptive-dispatch-to-encoder",
+)
+
 
 async def worker(settings: Settings, rest: list[str]) -> None:
     """Run until a signal ends it."""
     with argument_errors():
-        config = await parse_args(["--enable-multimodal", *rest])
+        config = await parse_args([*_ENGINE_ARGS, *rest])
     # Our handler serves all that the text path does; this flag would withhold half of it.
     config.dynamo_args.enable_multimodal = False
     config.dynamo_args.component = COMPONENT
@@ -93,7 +102,6 @@ async def _serve(
     server_args = config.server_args
     namespace = config.dynamo_args.namespace
     control = runtime.endpoint(f"{namespace}.{COMPONENT}.mm_transfer")
-    shutdown_endpoints[:] = [generate, control]
 
     layout = Layout(
         model=server_args.served_model_name,
@@ -131,11 +139,20 @@ async def _serve(
         generate.connection_id(),
         sglang_engine.max_prompt_tokens(engine),
     )
-    handler = PrefillHandler(*handler_args, assembler=assembler, embeddings=embeddings)
+    shutdown_endpoints[:] = [DrainFirst(transfers.drain, [generate, control])]
+    handler = PrefillHandler(
+        *handler_args,
+        assembler=assembler,
+        embeddings=embeddings,
+        media=MediaLoader(threads, layout.fingerprint),
+        max_local=settings.max_encodes,
+        is_leaving=transfers.leaving.is_set,
+    )
     handler.register_engine_routes(runtime)
 
     def status() -> dict[str, Any]:
-        return prefill_status(transfers, assembler, embeddings)
+        state = prefill_status(settings, transfers, assembler, embeddings)
+        return {**state, "engine_requests": sglang_engine.num_requests(engine)}
 
     serve_status(runtime, status)
     publish_metrics(generate, status, layout.model, f"{namespace}.{COMPONENT}")
