@@ -96,6 +96,7 @@ class Writers:
         while True:
             await asyncio.sleep(self._settings.heartbeat_interval_s)
             writers = set(assembler.receiver.writing.values())
+            self._forget_departed(assembler.receiver.writers)
             probes = (self._probe(writer, assembler) for writer in writers)
             for outcome in await asyncio.gather(*probes, return_exceptions=True):
                 if isinstance(outcome, Exception):
@@ -114,6 +115,12 @@ class Writers:
             for transfer_id, its_writer in assembler.receiver.writing.items():
                 if its_writer == writer:
                     assembler.drop(transfer_id, why=f"encode worker {writer} is dead")
+
+    def _forget_departed(self, needed: set[int]) -> None:
+        """Encode workers come and go; one that has left counts until its blocks are home."""
+        known = needed | set(self._client.instance_ids())
+        for writer in set(self._failures) - known:
+            del self._failures[writer]
 
     async def _is_dead_and_drained(self, writer: int) -> bool:
         """Dead: it fails its probes and its lease is gone. Bytes in sockets then get their time."""
