@@ -32,6 +32,7 @@ class Deployment:
     prefill: tuple[str, ...] = ()
     processor: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
+    frontend_module: str = "dynamo.frontend"
     encode_module: str | None = None
     """What runs in place of the encode worker."""
     num_encode: int = 1
@@ -88,12 +89,32 @@ FAULTS = Deployment(
         *("--mm-heartbeat-interval", "1"),
         *("--mm-resume-drain-s", "0.5"),
     ),
-    prefill=("--context-length", str(CONTEXT_LENGTH)),
+    prefill=(
+        *("--context-length", str(CONTEXT_LENGTH)),
+        # One large transfer is granted six of the eight blocks: in quarantine they leave two.
+        *("--mm-resume-max-quarantined-fraction", "0.75"),
+    ),
     processor=("--mm-bootstrap-timeout", "8", "--mm-heartbeat-interval", "1"),
     env=(LOCAL_URLS,),
+    frontend_module="dynamo.sglang_mm_resume.frontend",
     num_encode=2,
 )
 """Two encode workers, so that one may be lost."""
+
+ENCODE_LOCALLY = Deployment(
+    "encode-locally",
+    workers=FAULTS.workers,
+    processor=(*FAULTS.processor, "--encode-fallback", "local"),
+    env=FAULTS.env,
+)
+"""One encode worker, and an engine that can do without it."""
+
+MANY_IMAGES = Deployment(
+    "many-images",
+    workers=SMALL_POOL.workers,
+    processor=("--mm-resume-max-media-items", "512"),
+)
+"""Hundreds of pictures in one request, which the engine has room for 16,384 tokens of."""
 
 
 class Keeper:
@@ -137,6 +158,7 @@ class Keeper:
             num_encode=deployment.num_encode,
             num_prefill=deployment.num_prefill,
             dtype="float32",
+            frontend_module=deployment.frontend_module,
             processor_args=deployment.processor,
             encode_args=deployment.workers,
             prefill_args=(*deployment.workers, *deployment.prefill),

@@ -16,6 +16,7 @@ ROLES: Final[Mapping[str, str]] = {
     "language": "prefill_worker",
     "prefill": "prefill_worker",
     "processor": "processor",
+    "frontend": "frontend",
 }
 _MODES: Final = ("encode", "language")
 
