@@ -9,18 +9,23 @@ decoding, LoRA and cancellation are the same for a picture as for text.
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, Callable
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
 from dynamo.llm.exceptions import InvalidArgument
 from dynamo.sglang.request_handlers import DecodeWorkerHandler
 from PIL import Image
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from dynamo.sglang_mm_resume.config import Settings
-from dynamo.sglang_mm_resume.core.errors import Reason, Refused, ResumeError
+from dynamo.sglang_mm_resume.core.errors import (
+    ProtocolError,
+    Reason,
+    Refused,
+    ResumeError,
+)
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.core.messages import (
     ENCODE_CONTROL_REPLY,
@@ -51,6 +56,7 @@ from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, ask
 from dynamo.sglang_mm_resume.workers.errors import to_http
 from dynamo.sglang_mm_resume.workers.lifecycle import (
+    Admission,
     RequestContext,
     RequestStopped,
     until_stopped,
@@ -63,8 +69,8 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: Seconds that a worker which shuts down waits for embeddings that are on their way to it.
-DRAIN_TIMEOUT_S: Final = 20.0
+#: NIXL agents whose notices are heard. A deployment has fewer encode workers, restarts included.
+REMEMBERED_WRITERS: Final = 4096
 
 
 class Writers:
@@ -140,6 +146,7 @@ class TransferHandler:
         memory: PoolMemory,
         agent: NixlAgent,
         assembler: Assembler,
+        admission: Admission,
         instance_id: int,
         max_prompt_tokens: int,
     ) -> None:
@@ -150,16 +157,8 @@ class TransferHandler:
         self._assembler = assembler
         self._name = ReceiverName(instance_id=instance_id, agent=agent.name)
         self._max_prompt_tokens = max_prompt_tokens
-        self.leaving = asyncio.Event()
-
-    async def drain(self) -> None:
-        """Take nothing new, and let what is on its way arrive."""
-        self.leaving.set()
-        try:
-            async with asyncio.timeout(DRAIN_TIMEOUT_S):
-                await self._assembler.drained()
-        except TimeoutError:
-            logger.warning("embeddings are still on their way: %s", self._assembler.receiver.live)
+        self._writers: OrderedDict[str, None] = OrderedDict()  # NIXL agents that have said hello
+        self._admission = admission
 
     async def mm_transfer(
         self, payload: Any, context: RequestContext
@@ -176,6 +175,14 @@ class TransferHandler:
         except RequestStopped:
             return
 
+    def on_notice(self, peer: str, payload: bytes) -> None:
+        """A notification from a NIXL agent; a stranger's changes nothing (R10)."""
+        if peer in self._writers:
+            self._assembler.on_notice(peer, payload)
+            return
+        self._assembler.totals.stranger_notices += 1
+        logger.warning("notice from %s ignored: it never said hello", peer)
+
     async def _answer(self, message: Hello | Reserve | Resume | Abort | Ping) -> Message:
         match message:
             case Hello():
@@ -191,6 +198,9 @@ class TransferHandler:
     def _welcome(self, hello: Hello) -> Welcome:
         self._layout.require_same(hello.layout, f"encode worker {hello.instance_id}")
         logger.info("met encode worker %s: layout %s", hello.instance_id, self._layout.fingerprint)
+        self._writers[hello.agent] = None
+        if len(self._writers) > REMEMBERED_WRITERS:
+            self._writers.popitem(last=False)
         return Welcome(
             layout=self._layout,
             agent=self._agent.name,
@@ -204,8 +214,7 @@ class TransferHandler:
     async def _grant(self, message: Reserve | Resume) -> Granted | NoBlocks:
         started = time.monotonic()
         if isinstance(message, Reserve):
-            if self.leaving.is_set():
-                raise leaving()
+            self._admission.require_open()
             grant = await self._assembler.reserve(message)
         elif message.wait:
             grant = await self._assembler.resume(
@@ -234,7 +243,8 @@ class PrefillHandler(DecodeWorkerHandler):
         embeddings: EmbeddingInput,
         media: MediaLoader,
         max_local: int,
-        is_leaving: Callable[[], bool],
+        admission: Admission,
+        refusals: Counter[str],
         **kwargs: Any,
     ) -> None:
         """`max_local`: pictures loaded here at the same time, for want of an encode worker."""
@@ -243,20 +253,30 @@ class PrefillHandler(DecodeWorkerHandler):
         self._embeddings = embeddings
         self._media = media
         self._max_local = max_local
-        self._is_leaving = is_leaving
+        self._admission = admission
+        self._refusals = refusals
         self._local = 0
 
     async def generate(
         self, request: dict[str, Any], context: Any
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Answer one request; its transfers, if any, are waited for and dropped at its end."""
-        transfers = _list_of(RECEIVED, request, TRANSFERS_KEY)
-        local = _list_of(LOCAL_MEDIA, request, LOCAL_MEDIA_KEY)
+        with self._admission.work():
+            async for chunk in self._answer(request, context):
+                yield chunk
+
+    async def _answer(
+        self, request: dict[str, Any], context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        transfers: list[Received] = []
+        local: list[Media] = []
         references: list[str] = []
-        self._local += len(local)
         try:
-            if self._is_leaving() and not transfers:
-                raise leaving()
+            transfers = _list_of(RECEIVED, request, TRANSFERS_KEY)
+            local = _list_of(LOCAL_MEDIA, request, LOCAL_MEDIA_KEY)
+            self._local += len(local)
+            if not transfers:  # else they are here already, and nowhere else
+                self._admission.require_open()
             if transfers:
                 embeddings = await until_stopped(context, self._collect(transfers))
                 references = self._embeddings.offer(embeddings)
@@ -269,6 +289,7 @@ class PrefillHandler(DecodeWorkerHandler):
         except RequestStopped:
             return
         except ResumeError as error:
+            self._refusals[Refusal.of(error).reason] += 1
             raise to_http(error) from error
         except ValueError as error:  # SGLang's checks of the request: length, parameters
             logger.warning("the engine refuses a request: %s", error)
@@ -280,10 +301,16 @@ class PrefillHandler(DecodeWorkerHandler):
                 self._assembler.drop(transfer.transfer_id)
 
     async def _collect(self, transfers: list[Received]) -> list[Embedding]:
-        return [
-            Embedding(await self._assembler.take(transfer.transfer_id), transfer.grid)
-            for transfer in transfers
-        ]
+        return [await self._embedding(transfer) for transfer in transfers]
+
+    async def _embedding(self, received: Received) -> Embedding:
+        rows = await self._assembler.take(received.transfer_id)
+        if len(rows) != received.total_tokens:
+            raise ProtocolError(
+                f"{received.transfer_id} has {len(rows)} rows, "
+                f"its request expects {received.total_tokens}"
+            )
+        return Embedding(rows, received.grid)
 
     async def _load(self, local: list[Media]) -> list[Image.Image]:
         """Pictures for the engine's own tower. One after the other: this is not the rule."""
@@ -296,16 +323,22 @@ class PrefillHandler(DecodeWorkerHandler):
         return [await self._media.load(media) for media in local]
 
 
-def leaving() -> Refused:
-    """This worker shuts down: the same request does well on another."""
-    return Refused(Reason.OVERLOADED, "this worker shuts down: try again later")
+async def drain(admission: Admission, assembler: Assembler, grace_s: float) -> None:
+    """Accept nothing new; let what is on its way arrive, and its answers end. Bounded in time."""
+    admission.leave()
+    try:
+        async with asyncio.timeout(grace_s):
+            await assembler.drained()
+            await admission.idle()
+    except TimeoutError:
+        logger.warning("%d requests did not finish in time", admission.accepted)
 
 
 def _list_of(adapter: TypeAdapter[list[T]], request: dict[str, Any], key: str) -> list[T]:
-    try:
-        return adapter.validate_python(request.pop(key, None) or [])
-    except ValidationError as error:
-        raise RuntimeError(f"the processor sent a malformed {key}: {error}") from error
+    """What the processor put under `key`, taken out. Raises `ProtocolError`."""
+    if not isinstance(request, dict):
+        raise ProtocolError("malformed message: a request is a dict")
+    return parse(adapter, request.pop(key, None) or [])
 
 
 def _with_references(

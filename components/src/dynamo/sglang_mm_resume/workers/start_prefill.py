@@ -29,6 +29,7 @@ from dynamo.sglang_mm_resume.transport.assembler import Assembler
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.workers import sglang_engine
 from dynamo.sglang_mm_resume.workers.lifecycle import (
+    Admission,
     DrainFirst,
     argument_errors,
     runtime_of,
@@ -41,6 +42,7 @@ from dynamo.sglang_mm_resume.workers.prefill import (
     PrefillHandler,
     TransferHandler,
     Writers,
+    drain,
     prefill_status,
 )
 from dynamo.sglang_mm_resume.workers.sglang_encoder import max_image_tokens
@@ -114,7 +116,7 @@ async def _serve(
     writers = Writers(await runtime.endpoint(f"{namespace}.encoder.mm_transfer").client(), settings)
 
     def on_notice(peer: str, payload: bytes) -> None:
-        assembler.on_notice(peer, payload)
+        transfers.on_notice(peer, payload)
 
     agent = NixlAgent(f"prefill-{uuid4().hex}", pool.memory, on_notice)
     await agent.start()
@@ -126,27 +128,35 @@ async def _serve(
         writers.close_transfer,
         agent.expect,
         runtime.set_health_status,
+        settings.checksum,
     )
     heartbeat = asyncio.ensure_future(writers.watch(assembler))
     embeddings = sglang_engine.EmbeddingInput(engine)
     await sglang_engine.warm_up(engine, embeddings, layout.width)
+
+    admission = Admission()
+
+    async def leave() -> None:
+        await drain(admission, assembler, settings.shutdown_grace_s)
 
     transfers = TransferHandler(
         layout,
         pool.memory,
         agent,
         assembler,
+        admission,
         generate.connection_id(),
         sglang_engine.max_prompt_tokens(engine),
     )
-    shutdown_endpoints[:] = [DrainFirst(transfers.drain, [generate, control])]
+    shutdown_endpoints[:] = [DrainFirst(leave, [generate, control])]
     handler = PrefillHandler(
         *handler_args,
         assembler=assembler,
         embeddings=embeddings,
         media=MediaLoader(threads, layout.fingerprint),
         max_local=settings.max_encodes,
-        is_leaving=transfers.leaving.is_set,
+        admission=admission,
+        refusals=transfers.refusals,
     )
     handler.register_engine_routes(runtime)
 
