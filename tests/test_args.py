@@ -71,6 +71,19 @@ SPELLINGS: dict[str, tuple[str, str, Any, str]] = {
         "10",
     ),
     "max_encodes": ("--mm-resume-max-encodes", "DYN_SGL_MM_RESUME_MAX_ENCODES", 5, "5"),
+    "max_requests": ("--mm-resume-max-requests", "DYN_SGL_MM_RESUME_MAX_REQUESTS", 7, "7"),
+    "encode_fallback": (
+        "--encode-fallback",
+        "DYN_SGL_MM_RESUME_ENCODE_FALLBACK",
+        "local",
+        "local",
+    ),
+    "shutdown_grace_s": (
+        "--mm-resume-shutdown-grace-s",
+        "DYN_SGL_MM_RESUME_SHUTDOWN_GRACE_S",
+        3.5,
+        "3.5",
+    ),
     "max_media_items": (
         "--mm-resume-max-media-items",
         "DYN_SGL_MM_RESUME_MAX_MEDIA_ITEMS",
