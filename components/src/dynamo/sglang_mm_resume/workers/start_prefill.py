@@ -153,7 +153,7 @@ async def _serve(
         *handler_args,
         assembler=assembler,
         embeddings=embeddings,
-        media=MediaLoader(threads, layout.fingerprint),
+        media=MediaLoader(threads, layout.fingerprint, settings.bootstrap_timeout_s / 2),
         max_local=settings.max_encodes,
         admission=admission,
         refusals=transfers.refusals,
