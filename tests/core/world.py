@@ -454,11 +454,15 @@ class World:
         before = self.receiver.live
         effects = call()
         self.note_waiting(subject, before, effects)
+        for effect in effects:  # all are decided before anybody hears of the first
+            if isinstance(effect, GrantMade):
+                self.expect_head(self.items[effect.transfer_id], effect.grant)
+            elif isinstance(effect, Ended):
+                self.waiting = [w for w in self.waiting if w[2] != effect.transfer_id]
         for effect in effects:
             item = self.items[effect.transfer_id]
             match effect:
                 case GrantMade(_, grant):
-                    self.expect_head(item, grant)
                     self.processor_granted(item, grant)
                 case CopyOut(_, chunk, total_tokens):
                     key = (chunk.generation, chunk.index)
@@ -473,7 +477,6 @@ class World:
                     assert item.ended is None, "ended twice"
                     item.ended = error
                     item.cares = False
-                    self.waiting = [w for w in self.waiting if w[2] != item.transfer_id]
                 case AskWriter():
                     item.asked = True
         return effects
