@@ -291,6 +291,7 @@ def test_a_transfer_id_that_was_used(bench: Bench) -> None:
         encode = bench.encode_of(grant)
         assert len(bench.call(ENCODE, encode)["answers"]) == 2
         assert bench.ask(ENCODE, encode)["reason"] == "duplicate"
+        assert wait_until(lambda: _state(bench, grant) == "complete", HOME_DEADLINE_S)
         bench.abort(grant["transfer_id"])
         assert bench.ask(PREFILL, again)["reason"] == "duplicate"
         early = _new_id()
