@@ -64,6 +64,24 @@ async def each_while(
         yield found[0]
 
 
+async def each_beside(stream: AsyncIterator[T], work: "asyncio.Task[Any]") -> AsyncIterator[T]:
+    """The items of `stream`, unless `work` raises meanwhile: then that, at once."""
+    iterator = aiter(stream)
+    while True:
+        item = asyncio.ensure_future(_next_of(iterator))
+        try:
+            if not work.done():
+                await asyncio.wait((item, work), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+            found = await item
+        finally:
+            item.cancel()
+        if not found:
+            return
+        yield found[0]
+
+
 async def _next_of(iterator: AsyncIterator[T]) -> tuple[T] | tuple[()]:
     """The next item, or nothing at the end (a task cannot end with `StopAsyncIteration`)."""
     try:

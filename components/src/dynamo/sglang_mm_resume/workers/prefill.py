@@ -3,7 +3,8 @@
 """The prefill worker: grants blocks, assembles embeddings, runs the SGLang engine.
 
 Text generation is Dynamo's own `DecodeWorkerHandler`, untouched: sampling, logprobs, guided
-decoding, LoRA and cancellation are the same for a picture as for text.
+decoding, LoRA and cancellation are the same for a picture as for text. With decode workers it is
+Dynamo's `PrefillWorkerHandler`.
 """
 
 import asyncio
@@ -14,9 +15,7 @@ from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from typing import Any
 
-from dynamo.llm.exceptions import InvalidArgument
 from dynamo.sglang.request_handlers import DecodeWorkerHandler
-from pydantic import ValidationError
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.errors import ResumeError
@@ -24,7 +23,6 @@ from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.core.messages import (
     ENCODE_CONTROL_REPLY,
     PREFILL_REQUEST,
-    RECEIVED,
     Abort,
     Close,
     Done,
@@ -46,18 +44,15 @@ from dynamo.sglang_mm_resume.transport.assembler import Assembler
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, ask
-from dynamo.sglang_mm_resume.workers.errors import to_http
+from dynamo.sglang_mm_resume.workers.by_reference import ByReference
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     RequestContext,
     RequestStopped,
     until_stopped,
 )
-from dynamo.sglang_mm_resume.workers.sglang_engine import Embedding, EmbeddingInput
+from dynamo.sglang_mm_resume.workers.sglang_engine import Embedding, EmbeddingInput, KvSource
 
 logger = logging.getLogger(__name__)
-
-#: Where the processor puts the transfers of a request (`list[Received]`).
-TRANSFERS_KEY = "mm_resume"
 
 
 class Writers:
@@ -198,64 +193,30 @@ class TransferHandler:
         )
 
 
-class PrefillHandler(DecodeWorkerHandler):
-    """Dynamo's handler, fed with embeddings instead of URLs."""
+class _FromTransfers(ByReference):
+    """Waits for the transfers that a request names."""
 
-    def __init__(
-        self, *args: Any, assembler: Assembler, embeddings: EmbeddingInput, **kwargs: Any
-    ) -> None:
+    def __init__(self, *args: Any, assembler: Assembler, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._assembler = assembler
-        self._embeddings = embeddings
 
-    async def generate(
-        self, request: dict[str, Any], context: Any
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """Answer one request; its transfers, if any, are waited for and dropped at its end."""
-        transfers = _transfers_of(request)
-        references: list[str] = []
-        try:
-            if transfers:
-                embeddings = await until_stopped(context, self._collect(transfers))
-                references = self._embeddings.offer(embeddings)
-                request = _with_references(request, transfers, references)
-            async for chunk in super().generate(request, context):
-                yield chunk
-        except RequestStopped:
-            return
-        except ResumeError as error:
-            raise to_http(error) from error
-        except ValueError as error:  # SGLang's checks of the request: length, parameters
-            logger.warning("the engine refuses a request: %s", error)
-            raise InvalidArgument(str(error)) from error
-        finally:
-            self._embeddings.withdraw(references)
-            for transfer in transfers:
-                self._assembler.drop(transfer.transfer_id)
-
-    async def _collect(self, transfers: list[Received]) -> list[Embedding]:
+    async def collect(self, transfers: list[Received]) -> list[Embedding]:
         return [
-            Embedding(await self._assembler.take(transfer.transfer_id), transfer.grid)
-            for transfer in transfers
+            Embedding(await self._assembler.take(t.transfer_id), t.grid, t.content_hash)
+            for t in transfers
         ]
 
-
-def _transfers_of(request: dict[str, Any]) -> list[Received]:
-    try:
-        return RECEIVED.validate_python(request.pop(TRANSFERS_KEY, None) or [])
-    except ValidationError as error:
-        raise RuntimeError(f"the processor sent malformed transfers: {error}") from error
+    def drop(self, transfers: list[Received]) -> None:
+        for transfer in transfers:
+            self._assembler.drop(transfer.transfer_id)
 
 
-def _with_references(
-    request: dict[str, Any], transfers: list[Received], references: list[str]
-) -> dict[str, Any]:
-    """The request as Dynamo's handler expects it, with references where URLs would be."""
-    hashes = {"image": [transfer.content_hash for transfer in transfers]}
-    extra_args = {**(request.get("extra_args") or {}), "mm_hashes_by_modality": hashes}
-    extra_args.pop("mm_hashes", None)
-    urls = [{"Url": reference} for reference in references]
-    return {**request, "multi_modal_data": {"image_url": urls}, "extra_args": extra_args}
+class PrefillHandler(_FromTransfers, DecodeWorkerHandler):
+    """Dynamo's handler, fed with embeddings instead of URLs. Its answer is the request's."""
+
+
+class KvSourceHandler(_FromTransfers, KvSource):
+    """The same for an engine that hands its KV to a decode worker, which answers."""
 
 
 def prefill_status(
@@ -270,6 +231,7 @@ def prefill_status(
         "waiting": receiver.num_waiting,
         "assembled_tokens": receiver.assembled_tokens,
         "embeddings_offered": len(embeddings),
+        "engine_requests": embeddings.engine_requests,
         "totals": {**asdict(assembler.totals), "reasons": dict(assembler.totals.reasons)},
         "oddities": {k.value: v for k, v in receiver.oddities.items()},
         "refusals": dict(transfers.refusals),

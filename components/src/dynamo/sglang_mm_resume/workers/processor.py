@@ -11,7 +11,7 @@ import itertools
 import logging
 import uuid
 from collections import Counter
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -46,7 +46,6 @@ from dynamo.sglang_mm_resume.core.messages import (
     Granted,
     Media,
     NoBlocks,
-    Ping,
     Received,
     Refusal,
     Reserve,
@@ -66,8 +65,10 @@ from dynamo.sglang_mm_resume.transport.rpc import (
 )
 from dynamo.sglang_mm_resume.transport.tasks import Background
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
+from dynamo.sglang_mm_resume.workers.disagg import PrefillDecode
 from dynamo.sglang_mm_resume.workers.errors import relayed, to_http
 from dynamo.sglang_mm_resume.workers.lifecycle import RequestStopped, until_stopped
+from dynamo.sglang_mm_resume.workers.probe import prober
 
 logger = logging.getLogger(__name__)
 
@@ -146,11 +147,19 @@ class ProcessorTotals:
 class Processor:
     """Serves the frontend's requests."""
 
-    def __init__(self, settings: Settings, peers: Peers, image_token_id: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        peers: Peers,
+        image_token_id: int,
+        prefill_decode: PrefillDecode | None = None,
+    ) -> None:
         self.totals = ProcessorTotals()
         self._settings = settings
         self._peers = peers
         self._image_token_id = image_token_id
+        self._prefill_decode = prefill_decode
+        self._chunks = prefill_decode.chunks if prefill_decode else self._aggregated
         self._prefill_workers = LeastOutstanding(peers.prefill_transfer, "prefill")
         # By `generate`: a worker that drains leaves that first, and stays reachable for control.
         self._encode_workers = LeastOutstanding(peers.encode, "encode")
@@ -213,6 +222,8 @@ class Processor:
         self, request: dict[str, Any], context: Any, route: Route = ANY_ROUTE
     ) -> AsyncGenerator[dict[str, Any], None]:
         normalize_request_token_ids(request)
+        if self._prefill_decode is not None:
+            self._prefill_decode.check(request)
         media = media_of(request, self._image_token_id, self._settings.max_media_items)
         forwarded = without_media(request)
         with self._prefill_workers.borrow(route.prefill) as prefill:
@@ -376,15 +387,10 @@ class Processor:
     async def _relay(
         self, request: dict[str, Any], prefill: int, context: Any
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The prefill worker's chunks. A stream without an end is an error, not an answer (R14)."""
+        """The engine's chunks. A stream without an end is an error, not an answer (R14)."""
         unfinished = set(range((request.get("sampling_options") or {}).get("n") or 1))
         try:
-            async with asyncio.timeout(CONTROL_TIMEOUT_S):
-                stream = await self._peers.prefill.direct(
-                    request, prefill, annotated=False, context=context
-                )
-            probe = self._prober(prefill)
-            async for chunk in each_while(stream, self._settings.heartbeat_interval_s, probe):
+            async for chunk in self._chunks(request, prefill, context):
                 if chunk.get("finish_reason"):
                     unfinished.discard(chunk.get("index") or 0)
                 yield chunk
@@ -395,25 +401,19 @@ class Processor:
                 raise RequestStopped from error
             raise relayed(error) from error
         if unfinished and not context.is_stopped():
-            raise TransferFailed(f"prefill worker {prefill} ended its answer early")
+            raise TransferFailed(f"the answer of prefill worker {prefill} ended early")
 
-    def _prober(self, prefill: int) -> Callable[[], Awaitable[None]]:
-        """Asks a silent prefill worker whether it is alive; raises when it failed too often."""
-        failures = 0
-
-        async def probe() -> None:
-            nonlocal failures
-            interval_s = self._settings.heartbeat_interval_s
-            try:
-                await ask(self._peers.prefill_transfer, prefill, Ping(), PREFILL_REPLY, interval_s)
-                failures = 0
-            except ResumeError as error:
-                failures += 1
-                logger.warning("prefill worker %s failed a probe: %s", prefill, error)
-                if failures >= self._settings.heartbeat_max_failures:
-                    raise PeerUnreachable(f"prefill worker {prefill} is dead: {error}") from error
-
-        return probe
+    async def _aggregated(
+        self, request: dict[str, Any], prefill: int, context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The chunks of a prefill worker that decodes as well."""
+        async with asyncio.timeout(CONTROL_TIMEOUT_S):
+            stream = await self._peers.prefill.direct(
+                request, prefill, annotated=False, context=context
+            )
+        probe = prober(self._peers.prefill_transfer, prefill, "prefill", self._settings)
+        async for chunk in each_while(stream, self._settings.heartbeat_interval_s, probe):
+            yield chunk
 
 
 def _warm_up_request(image_token_id: int) -> dict[str, Any]:

@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""A request that one worker prefills and another decodes (topology E/P/D).
+
+The prefill worker says first where its KV can be fetched; then both work at the same time, and
+the decode worker's answer is the request's. Each has a context of its own: what ends one of them,
+an error or the client, ends the other, which would otherwise wait for KV for minutes.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused, TransferFailed
+from dynamo.sglang_mm_resume.transport.rpc import Client, each_beside, each_while, each_within
+from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
+from dynamo.sglang_mm_resume.workers.probe import prober
+
+Chunk = dict[str, Any]
+
+#: The component of decode workers: the name that Dynamo gives to them, and its planner looks for.
+DECODE_COMPONENT = "backend"
+#: Seconds until a worker has taken a request, and until a prefill worker has named its KV.
+START_TIMEOUT_S = 5.0
+#: SGLang's rooms are positive and signed.
+ROOM_BITS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """Clients of one of the two roles."""
+
+    role: str
+    generate: Client
+    control: Client
+
+
+class PrefillDecode:
+    """Lets a prefill worker and a decode worker answer a request together."""
+
+    def __init__(self, settings: Settings, prefill: Half, decode: Half) -> None:
+        self._settings = settings
+        self._prefill = prefill
+        self._decode = decode
+        # By `generate`: a worker that drains leaves that first.
+        self._decode_workers = LeastOutstanding(decode.generate, decode.role)
+
+    def check(self, request: dict[str, Any]) -> None:
+        """Raises `Refused` for what two workers cannot do together."""
+        if ((request.get("sampling_options") or {}).get("n") or 1) != 1:
+            raise Refused(
+                Reason.BAD_REQUEST,
+                "n must be 1: this deployment has decode workers, and the KV of a prompt goes to "
+                "one of them once; send several requests instead",
+            )
+
+    async def chunks(
+        self, request: dict[str, Any], prefill: int, context: Any
+    ) -> AsyncGenerator[Chunk, None]:
+        """The decode worker's chunks. An error of either worker ends both."""
+        with (
+            self._decode_workers.borrow() as decode,
+            _child(context, self._prefill.role) as prefill_context,
+            _child(context, self._decode.role) as decode_context,
+        ):
+            room = {"bootstrap_info": {"bootstrap_room": secrets.randbits(ROOM_BITS)}}
+            source = await _start(self._prefill, prefill, request | room, prefill_context)
+            kv = {"bootstrap_info": await self._named_kv(source, prefill)}
+            prefilling = asyncio.ensure_future(self._finish(source, prefill))
+            try:
+                answer = await _start(self._decode, decode, request | kv, decode_context)
+                watched = self._while_alive(answer, self._decode, decode)
+                async for chunk in each_beside(watched, prefilling):
+                    yield chunk
+            finally:
+                prefilling.cancel()
+                await asyncio.gather(prefilling, return_exceptions=True)
+
+    async def _named_kv(self, source: AsyncIterator[Chunk], prefill: int) -> dict[str, Any]:
+        """Host, port and room, which a prefill worker sends before it works."""
+        async for chunk in each_within(START_TIMEOUT_S, source):
+            if chunk.get("disaggregated_params"):
+                return dict(chunk["disaggregated_params"])
+            break
+        raise ProtocolError(
+            f"prefill worker {prefill} does not name its KV: with decode workers it is started "
+            "with --disaggregation-mode prefill"
+        )
+
+    async def _finish(self, source: AsyncIterator[Chunk], prefill: int) -> None:
+        """The rest of the prefill, which ends once the decode worker has its KV."""
+        finished = False
+        async for chunk in self._while_alive(source, self._prefill, prefill):
+            finished = finished or bool(chunk.get("engine_data"))
+        if not finished:
+            raise TransferFailed(f"prefill worker {prefill} gave up before its KV was fetched")
+
+    def _while_alive(
+        self, stream: AsyncIterator[Chunk], half: Half, instance_id: int
+    ) -> AsyncIterator[Chunk]:
+        probe = prober(half.control, instance_id, half.role, self._settings)
+        return each_while(stream, self._settings.heartbeat_interval_s, probe)
+
+
+async def _start(half: Half, instance_id: int, request: dict[str, Any], context: Any) -> Any:
+    async with asyncio.timeout(START_TIMEOUT_S):
+        return await half.generate.direct(request, instance_id, annotated=False, context=context)
+
+
+@contextmanager
+def _child(context: Any, name: str) -> Iterator[Any]:
+    """A context for one worker: it stops with the request's own, and when the block ends."""
+    child = context.detached(f"{context.id()}-{name}")
+    ending = asyncio.ensure_future(context.async_killed_or_stopped())
+    ending.add_done_callback(lambda _: child.stop_generating())
+    try:
+        yield child
+    finally:
+        ending.cancel()
+        child.stop_generating()
