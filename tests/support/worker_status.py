@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import httpx
@@ -18,7 +18,11 @@ Status = dict[str, Any]
 _IDLE = {
     "processor": ("requests", "tasks"),
     "encode": ("transfers", "tasks"),
-    "prefill": ("transfers", "waiting", "assembled_tokens", "embeddings_offered", "tasks"),
+    "prefill": (
+        *("transfers", "waiting", "assembled_tokens"),
+        *("embeddings_offered", "engine_requests", "tasks"),
+    ),
+    "decode": ("embeddings_offered", "engine_requests"),
 }
 _TIMEOUT_S = 10.0
 _POLL_S = 0.05
@@ -40,11 +44,11 @@ def status(stack: LocalStack, role: str) -> Status:
     return only
 
 
-def leftovers(stack: LocalStack) -> list[str]:
-    """Everything that requests have left behind, one line each."""
+def leftovers(stack: LocalStack, roles: Sequence[str] | None = None) -> list[str]:
+    """Everything that requests have left behind, one line each; on all workers by default."""
     return [
         f"{role}: {line}"
-        for role in stack.system_urls
+        for role in roles or stack.system_urls
         for state in statuses(stack, role)
         for line in _leftovers(role, state)
     ]
@@ -73,7 +77,7 @@ def _leftovers(role: str, state: Status) -> Iterator[str]:
     for name in _IDLE[role]:
         if state[name]:
             yield f"{name} is {state[name]}"
-    if role == "processor":
+    if "pool" not in state:
         return
     pool = state["pool"]
     if pool["free"] != pool["total"] or pool["held"] or pool["quarantined"]:
