@@ -22,7 +22,8 @@ from dynamo.sglang_mm_resume.core.messages import (
     Sized,
     dump,
 )
-from dynamo.sglang_mm_resume.workers.processor import Peers, Processor
+from dynamo.sglang_mm_resume.workers.hand_off import Peers
+from dynamo.sglang_mm_resume.workers.processor import Processor
 
 PAD = 9
 SETTINGS = Settings(bootstrap_timeout_s=5.0, heartbeat_interval_s=0.02, heartbeat_max_failures=2)

@@ -1,12 +1,10 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""Small parts of the workers that need no process: media of a request, errors, choice of a peer."""
+"""Small parts of the workers that need no process: media of a request, errors."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,9 +20,8 @@ from dynamo.sglang_mm_resume.core.errors import (
     ResumeError,
     TransferFailed,
 )
-from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
 from dynamo.sglang_mm_resume.workers.errors import relayed, to_http
-from dynamo.sglang_mm_resume.workers.processor import media_of, without_media
+from dynamo.sglang_mm_resume.workers.request import media_of, without_media
 from dynamo.sglang_mm_resume.workers.sglang_encoder import max_image_tokens
 
 PAD = 9
@@ -188,71 +185,6 @@ def test_status_of_another_worker_is_kept(code: int) -> None:
     assert error.code == code
 
 
-# --- LeastOutstanding ---
-
-
-class _Instances:
-    """A Dynamo client that knows ids only."""
-
-    def __init__(self, *ids: int) -> None:
-        self.ids = list(ids)
-
-    async def direct(self, *_: Any, **__: Any) -> Iterator[Any]:
-        raise NotImplementedError
-
-    def instance_ids(self) -> list[int]:
-        return self.ids
-
-
-def test_idle_workers_take_turns() -> None:
-    workers = LeastOutstanding(_Instances(3, 1, 2), "encode")
-    chosen = []
-    for _ in range(6):
-        with workers.borrow() as worker:
-            chosen.append(worker)
-    assert Counter(chosen) == {1: 2, 2: 2, 3: 2}
-
-
-def test_the_one_with_least_to_do_is_next() -> None:
-    workers = LeastOutstanding(_Instances(1, 2), "encode")
-    with ExitStack() as busy:
-        first = busy.enter_context(workers.borrow())
-        second = busy.enter_context(workers.borrow())
-        assert {first, second} == {1, 2}
-        with workers.borrow():
-            pass
-        busy.pop_all().close()
-    with workers.borrow() as one, workers.borrow() as other:
-        assert one != other
-
-
-def test_work_of_a_failed_request_is_not_counted_for_ever() -> None:
-    workers = LeastOutstanding(_Instances(1, 2), "encode")
-    for _ in range(5):
-        with pytest.raises(RuntimeError), workers.borrow():
-            raise RuntimeError
-    with workers.borrow() as one, workers.borrow() as other:
-        assert one != other
-
-
-def test_worker_that_left_is_not_chosen() -> None:
-    instances = _Instances(1, 2)
-    workers = LeastOutstanding(instances, "encode")
-    instances.ids = [2]
-    for _ in range(3):
-        with workers.borrow() as worker:
-            assert worker == 2
-
-
-def test_no_worker_is_an_overload_naming_the_role() -> None:
-    with (
-        pytest.raises(Refused, match="no encode worker is alive") as caught,
-        LeastOutstanding(_Instances(), "encode").borrow(),
-    ):
-        pass
-    assert caught.value.reason is Reason.OVERLOADED
-
-
 # --- max_image_tokens ---
 
 
@@ -272,18 +204,3 @@ def test_no_worker_is_an_overload_naming_the_role() -> None:
 )
 def test_longest_embedding_of_one_picture(processor: dict[str, Any], tokens: int | None) -> None:
     assert max_image_tokens(SimpleNamespace(**processor)) == tokens
-
-
-def test_a_worker_that_refused_is_passed_over_while_there_are_others() -> None:
-    """It has nothing outstanding, and would win every choice."""
-    workers = LeastOutstanding(_Instances(1, 2), "encode")
-    workers.avoid(1)
-    with workers.borrow() as one, workers.borrow() as other:
-        assert (one, other) == (2, 2)
-
-
-def test_the_only_worker_is_used_even_if_it_refused() -> None:
-    workers = LeastOutstanding(_Instances(1), "encode")
-    workers.avoid(1)
-    with workers.borrow() as only:
-        assert only == 1

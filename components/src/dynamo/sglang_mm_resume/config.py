@@ -14,15 +14,13 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:\d+)?")
-
 
 @dataclass(frozen=True, slots=True)
 class SettingSpec:
     """How one setting is spelled for an operator, and what it means.
 
     ``unit`` says what is counted or chosen, as a plural noun where that is a number. Numbers must
-    be above zero and at most ``maximum`` where there is one.
+    be above zero and at most ``maximum`` where there is one; texts must match ``pattern``.
     """
 
     flag: str
@@ -30,6 +28,7 @@ class SettingSpec:
     unit: str
     text: str
     maximum: int | None = None
+    pattern: str = ".*"
 
     @property
     def label(self) -> str:
@@ -46,10 +45,12 @@ class SettingSpec:
         return None
 
 
-def _new(name: str, unit: str, text: str, maximum: int | None = None) -> SettingSpec:
+def _new(
+    name: str, unit: str, text: str, maximum: int | None = None, pattern: str = ".*"
+) -> SettingSpec:
     """A setting that the original documents do not have: both spellings follow from its name."""
     flag = "--mm-resume-" + name.replace("_", "-")
-    return SettingSpec(flag, "DYN_SGL_MM_RESUME_" + name.upper(), unit, text, maximum)
+    return SettingSpec(flag, "DYN_SGL_MM_RESUME_" + name.upper(), unit, text, maximum, pattern)
 
 
 USE_BLOCK_ALLOCATOR = SettingSpec(
@@ -118,6 +119,15 @@ POOL_DEVICE = _new(
     "pool_device",
     "auto, cpu, cuda or cuda:N",
     "Device of the buffer pool; auto takes the worker's GPU, or host memory where there is none.",
+    pattern=r"auto|cpu|cuda(:\d+)?",
+)
+ENCODE_FALLBACK = SettingSpec(
+    "--encode-fallback",
+    "DYN_SGL_MM_RESUME_ENCODE_FALLBACK",
+    "fail or local",
+    "What becomes of a request with media while no encode worker is alive: 503, or the prefill "
+    "worker's engine encodes them by itself.",
+    pattern="fail|local",
 )
 MAX_ASSEMBLED = _new(
     "max_assembled_mib",
@@ -133,6 +143,11 @@ MAX_ENCODES = _new(
     "max_encodes",
     "media items",
     "Media items accepted at the same time by an encode worker; beyond it clients get 503.",
+)
+MAX_REQUESTS = _new(
+    "max_requests",
+    "requests",
+    "Requests under way at the same time in a processor; beyond it clients get 503.",
 )
 MAX_MEDIA_ITEMS = _new(
     "max_media_items",
@@ -180,9 +195,11 @@ class Settings(BaseModel):
     heartbeat_interval_s: Annotated[float, HEARTBEAT_INTERVAL] = 5.0
     heartbeat_max_failures: Annotated[int, HEARTBEAT_MAX_FAILURES] = 2
     pool_device: Annotated[str, POOL_DEVICE] = "auto"
+    encode_fallback: Annotated[str, ENCODE_FALLBACK] = "fail"
     max_assembled_mib: Annotated[int, MAX_ASSEMBLED] = 2048
     max_waiting_transfers: Annotated[int, MAX_WAITING_TRANSFERS] = 256
     max_encodes: Annotated[int, MAX_ENCODES] = 64
+    max_requests: Annotated[int, MAX_REQUESTS] = 512
     max_media_items: Annotated[int, MAX_MEDIA_ITEMS] = 64
     chunk_blocks: Annotated[int, CHUNK_BLOCKS] = 16
     drain_s: Annotated[float, DRAIN] = 1.0
@@ -198,6 +215,11 @@ class Settings(BaseModel):
         """Tokens that fit a default grant."""
         return self.default_blocks * self.block_size
 
+    @property
+    def limits(self) -> dict[str, float]:
+        """Every bound that may turn a request away (R7), by name, for /metrics."""
+        return {name: value for name, value in self if name.startswith("max_")}
+
     @field_validator("*")
     @classmethod
     def _in_range(cls, value: Any, info: ValidationInfo) -> Any:
@@ -209,11 +231,12 @@ class Settings(BaseModel):
             raise refusal(spec, complaint)
         return value
 
-    @field_validator("pool_device")
+    @field_validator("pool_device", "encode_fallback")
     @classmethod
-    def _known_device(cls, value: str) -> str:
-        if not _DEVICE.fullmatch(value):
-            raise refusal(POOL_DEVICE, f"{value!r} is not {POOL_DEVICE.unit}")
+    def _one_of(cls, value: str, info: ValidationInfo) -> str:
+        spec = spec_of(str(info.field_name))
+        if not re.fullmatch(spec.pattern, value):
+            raise refusal(spec, f"{value!r} is not {spec.unit}")
         return value
 
     @model_validator(mode="after")

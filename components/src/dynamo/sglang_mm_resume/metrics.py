@@ -36,6 +36,8 @@ class StatusCollector(Collector):
         for name, value in status.get("totals", {}).items():
             if isinstance(value, int | float):
                 yield CounterMetricFamily(PREFIX + name, f"Since start: {name}.", value=value)
+        if "limits" in status:
+            yield _limits(status["limits"])
         for name in ("refusals", "oddities"):
             if name in status:
                 yield _by_reason(name, status[name])
@@ -82,6 +84,15 @@ def _pool(pool: dict[str, int]) -> Iterator[Metric]:
     yield GaugeMetricFamily(
         PREFIX + "pool_peak_used_blocks", "Most blocks ever in use.", value=pool["peak_used"]
     )
+
+
+def _limits(limits: dict[str, float]) -> Metric:
+    family = GaugeMetricFamily(
+        PREFIX + "limit", "Bounds beyond which clients get 503, as configured.", labels=["name"]
+    )
+    for name, value in limits.items():
+        family.add_metric([name], value)
+    return family
 
 
 def _by_reason(name: str, counts: dict[str, int]) -> Metric:

@@ -28,3 +28,7 @@ class PromptBudget:
                 f"expanded, the model takes {self.max_tokens}: send fewer or smaller pictures, "
                 "or a shorter text",
             )
+
+    def remove(self, item_tokens: int) -> None:
+        """Take an item back: it is encoded once more, by another worker."""
+        self.prompt_tokens -= item_tokens - 1

@@ -310,6 +310,7 @@ ENCODE_EVENT: TypeAdapter[EncodeEvent] = TypeAdapter(EncodeEvent)
 ENCODE: TypeAdapter[Encode] = TypeAdapter(Encode)
 CHUNK_NOTICE: TypeAdapter[ChunkNotice] = TypeAdapter(ChunkNotice)
 RECEIVED: TypeAdapter[list[Received]] = TypeAdapter(list[Received])
+LOCAL_MEDIA: TypeAdapter[list[Media]] = TypeAdapter(list[Media])
 
 T = TypeVar("T")
 

@@ -35,6 +35,7 @@ from dynamo.sglang_mm_resume.core.receiver import (
     GrantMade,
     Receiver,
 )
+from dynamo.sglang_mm_resume.core.transitions import Receiving
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.tasks import Background
 
@@ -42,6 +43,17 @@ logger = logging.getLogger(__name__)
 
 #: Ended transfers whose cause is remembered, for the request that comes for their embedding.
 REMEMBERED_ENDS: Final = 1024
+
+#: States of a transfer whose embedding a request of this worker still needs.
+ON_ITS_WAY: Final = frozenset(
+    {
+        Receiving.WAITING,
+        Receiving.RECEIVING,
+        Receiving.RESUMING,
+        Receiving.DRAINED,
+        Receiving.COMPLETE,
+    }
+)
 
 #: Asks a writer (instance id) to close a transfer. True: it confirmed, or is dead and drained.
 AskWriterToClose = Callable[[int, str], Awaitable[bool]]
@@ -91,6 +103,7 @@ class Assembler:
         self._expect = expect
         self._on_ready = on_ready
         self._ready = True
+        self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         self._waits: dict[str, _Waits] = {}
         self._background = Background()
@@ -134,6 +147,7 @@ class Assembler:
         """
         rows = await asyncio.shield(self._require(transfer_id).complete)
         self.receiver.take(transfer_id)
+        self._changed.set()
         return rows
 
     def drop(self, transfer_id: str, writer_closed: bool = False, why: str = "") -> None:
@@ -167,6 +181,12 @@ class Assembler:
     def num_tasks(self) -> int:
         return len(self._background)
 
+    async def drained(self) -> None:
+        """Return once no embedding is on its way any more: each is in the engine, or given up."""
+        while any(state in ON_ITS_WAY for state in self.receiver.live.values()):
+            self._changed.clear()
+            await self._changed.wait()
+
     # Effects.
 
     def _perform(self, effects: list[Effect]) -> None:
@@ -186,6 +206,7 @@ class Assembler:
                     assert_never(effect)
         self._report_readiness()
         self._arm()
+        self._changed.set()
 
     def _report_readiness(self) -> None:
         ready = self.receiver.is_ready

@@ -3,13 +3,23 @@
 """One message, one answer over a Dynamo endpoint; never without a deadline."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
-from dynamo.sglang_mm_resume.core.errors import TransferFailed
-from dynamo.sglang_mm_resume.core.messages import Message, Refusal, dump, parse
+from dynamo.sglang_mm_resume.core.errors import ResumeError, TransferFailed
+from dynamo.sglang_mm_resume.core.messages import (
+    ENCODE_CONTROL_REPLY,
+    Message,
+    Ping,
+    Refusal,
+    dump,
+    parse,
+)
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -80,6 +90,37 @@ async def each_beside(stream: AsyncIterator[T], work: "asyncio.Task[Any]") -> As
         if not found:
             return
         yield found[0]
+
+
+async def answers_ping(client: "Client", instance_id: int, timeout_s: float) -> bool:
+    """Whether an instance is alive."""
+    try:
+        await ask(client, instance_id, Ping(), ENCODE_CONTROL_REPLY, timeout_s)
+    except ResumeError:
+        return False
+    return True
+
+
+def heartbeat(
+    client: "Client", instance_id: int, who: str, interval_s: float, max_failures: int
+) -> Callable[[], Awaitable[None]]:
+    """A probe for `each_while`, for one wait: raises `PeerUnreachable` once too many failed in a
+    row.
+    """
+    failures = 0
+
+    async def probe() -> None:
+        nonlocal failures
+        try:
+            await ask(client, instance_id, Ping(), ENCODE_CONTROL_REPLY, interval_s)
+            failures = 0
+        except ResumeError as error:
+            failures += 1
+            logger.warning("%s %s failed a probe: %s", who, instance_id, error)
+            if failures >= max_failures:
+                raise PeerUnreachable(f"{who} {instance_id} is dead: {error}") from error
+
+    return probe
 
 
 async def _next_of(iterator: AsyncIterator[T]) -> tuple[T] | tuple[()]:

@@ -1,28 +1,27 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""What our prefill and decode handlers add to Dynamo's: media as transfers instead of URLs.
+"""What our prefill and decode handlers add to Dynamo's: media that are not fetched by URL.
 
-A mixin in front of one of Dynamo's handlers. It takes the transfers out of the request, offers
-their embeddings to the engine, and puts references where Dynamo's handler looks for URLs.
+A mixin in front of one of Dynamo's handlers. It offers what the request has for the engine in
+place of media, and puts references where Dynamo's handler looks for URLs.
 """
 
 import logging
-from collections.abc import AsyncGenerator
-from typing import Any
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
 
 from dynamo.llm.exceptions import InvalidArgument
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from dynamo.sglang_mm_resume.core.errors import ResumeError
-from dynamo.sglang_mm_resume.core.messages import RECEIVED, Received
 from dynamo.sglang_mm_resume.workers.errors import to_http
-from dynamo.sglang_mm_resume.workers.lifecycle import RequestStopped, until_stopped
-from dynamo.sglang_mm_resume.workers.sglang_engine import Embedding, EmbeddingInput
+from dynamo.sglang_mm_resume.workers.lifecycle import RequestStopped
+from dynamo.sglang_mm_resume.workers.sglang_engine import EmbeddingInput, Offer
 
 logger = logging.getLogger(__name__)
 
-#: Where the processor puts the transfers of a request (`list[Received]`).
-TRANSFERS_KEY = "mm_resume"
+T = TypeVar("T")
 
 
 class ByReference:
@@ -32,19 +31,27 @@ class ByReference:
         super().__init__(*args, **kwargs)
         self._embeddings = embeddings
 
+    def offers(
+        self, request: dict[str, Any], context: Any
+    ) -> AbstractAsyncContextManager[Sequence[Offer]]:
+        """What the engine is to see for each media item, until the request has ended.
+
+        Takes out of the request what Dynamo's handler does not know.
+        """
+        raise NotImplementedError
+
     async def generate(
         self, request: dict[str, Any], context: Any
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """Answer one request; its transfers, if any, are dropped at its end."""
-        transfers = _transfers_of(request)
+        """Answer one request."""
         references: list[str] = []
         try:
-            if transfers:
-                embeddings = await until_stopped(context, self.collect(transfers))
-                references = self._embeddings.offer(embeddings)
-                request = _with_references(request, references)
-            async for chunk in super().generate(request, context):  # type: ignore[misc]
-                yield chunk
+            async with self.offers(request, context) as offers:
+                references = self._embeddings.offer(offers)
+                if references:
+                    request = _with_references(request, references)
+                async for chunk in super().generate(request, context):  # type: ignore[misc]
+                    yield chunk
         except RequestStopped:
             return
         except ResumeError as error:
@@ -54,21 +61,14 @@ class ByReference:
             raise InvalidArgument(str(error)) from error
         finally:
             self._embeddings.withdraw(references)
-            self.drop(transfers)
-
-    async def collect(self, transfers: list[Received]) -> list[Embedding]:
-        """What the engine is to see in place of each transfer, in their order."""
-        raise NotImplementedError
-
-    def drop(self, transfers: list[Received]) -> None:
-        """The request has ended, in whatever way."""
 
 
-def _transfers_of(request: dict[str, Any]) -> list[Received]:
+def taken(adapter: TypeAdapter[list[T]], request: dict[str, Any], key: str) -> list[T]:
+    """What the processor has put into a request under `key`, which is taken out."""
     try:
-        return RECEIVED.validate_python(request.pop(TRANSFERS_KEY, None) or [])
+        return adapter.validate_python(request.pop(key, None) or [])
     except ValidationError as error:
-        raise RuntimeError(f"the processor sent malformed transfers: {error}") from error
+        raise RuntimeError(f"the processor sent a malformed {key}: {error}") from error
 
 
 def _with_references(request: dict[str, Any], references: list[str]) -> dict[str, Any]:

@@ -7,17 +7,25 @@ that the positions of its tokens are those that the prefill worker used.
 """
 
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from typing import Any
 
 from dynamo.llm import HttpError
 from dynamo.sglang.request_handlers import DecodeWorkerHandler
 
 from dynamo.sglang_mm_resume.core.errors import ResumeError, TransferFailed
-from dynamo.sglang_mm_resume.core.messages import PROBE, Done, Received, Refusal, dump, parse
-from dynamo.sglang_mm_resume.workers.by_reference import ByReference
+from dynamo.sglang_mm_resume.core.messages import PROBE, RECEIVED, Done, Refusal, dump, parse
+from dynamo.sglang_mm_resume.workers.by_reference import ByReference, taken
 from dynamo.sglang_mm_resume.workers.errors import to_http
-from dynamo.sglang_mm_resume.workers.sglang_engine import Embedding, EmbeddingInput, rows_unseen
+from dynamo.sglang_mm_resume.workers.request import TRANSFERS_KEY
+from dynamo.sglang_mm_resume.workers.sglang_engine import (
+    Embedding,
+    EmbeddingInput,
+    Offer,
+    num_requests,
+    rows_unseen,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,8 +46,10 @@ class DecodeHandler(ByReference, DecodeWorkerHandler):
             # SGLang's word for KV that did not come: the same request may succeed later.
             raise to_http(TransferFailed(f"no answer from the engine: {error}")) from error
 
-    async def collect(self, transfers: list[Received]) -> list[Embedding]:
-        return [Embedding(rows_unseen(t.total_tokens), t.grid, t.content_hash) for t in transfers]
+    @asynccontextmanager
+    async def offers(self, request: dict[str, Any], context: Any) -> AsyncIterator[Sequence[Offer]]:
+        transfers = taken(RECEIVED, request, TRANSFERS_KEY)
+        yield [Embedding(rows_unseen(t.total_tokens), t.grid, t.content_hash) for t in transfers]
 
 
 async def answer_probe(payload: Any) -> AsyncGenerator[dict[str, Any], None]:
@@ -51,10 +61,10 @@ async def answer_probe(payload: Any) -> AsyncGenerator[dict[str, Any], None]:
         yield dump(Refusal.of(error))
 
 
-def decode_status(embeddings: EmbeddingInput) -> dict[str, Any]:
+def decode_status(engine: Any, embeddings: EmbeddingInput) -> dict[str, Any]:
     """What operators and tests look at; every number is current."""
     return {
         "role": "decode",
         "embeddings_offered": len(embeddings),
-        "engine_requests": embeddings.engine_requests,
+        "engine_requests": num_requests(engine),
     }

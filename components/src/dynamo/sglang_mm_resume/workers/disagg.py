@@ -12,13 +12,22 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused, TransferFailed
-from dynamo.sglang_mm_resume.transport.rpc import Client, each_beside, each_while, each_within
+from dynamo.sglang_mm_resume.transport.rpc import (
+    Client,
+    PeerUnreachable,
+    answers_ping,
+    each_beside,
+    each_while,
+    each_within,
+    heartbeat,
+)
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
-from dynamo.sglang_mm_resume.workers.probe import prober
+from dynamo.sglang_mm_resume.workers.request import num_choices
 
 Chunk = dict[str, Any]
 
@@ -47,11 +56,21 @@ class PrefillDecode:
         self._prefill = prefill
         self._decode = decode
         # By `generate`: a worker that drains leaves that first.
-        self._decode_workers = LeastOutstanding(decode.generate, decode.role)
+        self._decode_workers = LeastOutstanding(
+            decode.generate,
+            decode.role,
+            settings.max_requests,
+            settings.bootstrap_timeout_s,
+            partial(answers_ping, decode.control, timeout_s=settings.heartbeat_interval_s),
+        )
+
+    async def close(self) -> None:
+        """End the probing of decode workers."""
+        await self._decode_workers.close()
 
     def check(self, request: dict[str, Any]) -> None:
         """Raises `Refused` for what two workers cannot do together."""
-        if ((request.get("sampling_options") or {}).get("n") or 1) != 1:
+        if num_choices(request) != 1:
             raise Refused(
                 Reason.BAD_REQUEST,
                 "n must be 1: this deployment has decode workers, and the KV of a prompt goes to "
@@ -62,23 +81,33 @@ class PrefillDecode:
         self, request: dict[str, Any], prefill: int, context: Any
     ) -> AsyncGenerator[Chunk, None]:
         """The decode worker's chunks. An error of either worker ends both."""
-        with (
-            self._decode_workers.borrow() as decode,
-            _child(context, self._prefill.role) as prefill_context,
-            _child(context, self._decode.role) as decode_context,
-        ):
-            room = {"bootstrap_info": {"bootstrap_room": secrets.randbits(ROOM_BITS)}}
-            source = await _start(self._prefill, prefill, request | room, prefill_context)
-            kv = {"bootstrap_info": await self._named_kv(source, prefill)}
-            prefilling = asyncio.ensure_future(self._finish(source, prefill))
-            try:
-                answer = await _start(self._decode, decode, request | kv, decode_context)
-                watched = self._while_alive(answer, self._decode, decode)
-                async for chunk in each_beside(watched, prefilling):
-                    yield chunk
-            finally:
-                prefilling.cancel()
-                await asyncio.gather(prefilling, return_exceptions=True)
+        async with self._decode_workers.borrow() as decode:
+            with (
+                _child(context, self._prefill.role) as prefill_context,
+                _child(context, self._decode.role) as decode_context,
+            ):
+                room = {"bootstrap_info": {"bootstrap_room": secrets.randbits(ROOM_BITS)}}
+                source = await _start(self._prefill, prefill, request | room, prefill_context)
+                kv = {"bootstrap_info": await self._named_kv(source, prefill)}
+                prefilling = asyncio.ensure_future(self._finish(source, prefill))
+                try:
+                    answer = self._answer(request | kv, decode, decode_context)
+                    async for chunk in each_beside(answer, prefilling):
+                        yield chunk
+                finally:
+                    prefilling.cancel()
+                    await asyncio.gather(prefilling, return_exceptions=True)
+
+    async def _answer(
+        self, request: dict[str, Any], decode: int, context: Any
+    ) -> AsyncGenerator[Chunk, None]:
+        try:
+            stream = await _start(self._decode, decode, request, context)
+            async for chunk in self._while_alive(stream, self._decode, decode):
+                yield chunk
+        except PeerUnreachable as error:  # the prefill worker is not to blame
+            self._decode_workers.suspect(decode)
+            raise TransferFailed(str(error)) from error
 
     async def _named_kv(self, source: AsyncIterator[Chunk], prefill: int) -> dict[str, Any]:
         """Host, port and room, which a prefill worker sends before it works."""
@@ -102,13 +131,21 @@ class PrefillDecode:
     def _while_alive(
         self, stream: AsyncIterator[Chunk], half: Half, instance_id: int
     ) -> AsyncIterator[Chunk]:
-        probe = prober(half.control, instance_id, half.role, self._settings)
-        return each_while(stream, self._settings.heartbeat_interval_s, probe)
+        interval_s = self._settings.heartbeat_interval_s
+        who, failures = f"{half.role} worker", self._settings.heartbeat_max_failures
+        probe = heartbeat(half.control, instance_id, who, interval_s, failures)
+        return each_while(stream, interval_s, probe)
 
 
 async def _start(half: Half, instance_id: int, request: dict[str, Any], context: Any) -> Any:
-    async with asyncio.timeout(START_TIMEOUT_S):
-        return await half.generate.direct(request, instance_id, annotated=False, context=context)
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            return await half.generate.direct(
+                request, instance_id, annotated=False, context=context
+            )
+    except TimeoutError:
+        text = f"{half.role} worker {instance_id}: no answer in {START_TIMEOUT_S:g} s"
+        raise PeerUnreachable(text) from None
 
 
 @contextmanager

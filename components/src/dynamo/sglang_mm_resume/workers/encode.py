@@ -166,6 +166,7 @@ class EncodeHandler:
             "totals": asdict(self._writer.totals),
             "refusals": dict(self.refusals),
             "tasks": len(self._background),
+            "limits": self._settings.limits,
         }
 
     def _refusal(self, error: ResumeError) -> Refusal:

@@ -11,23 +11,27 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from dynamo.sglang.request_handlers import DecodeWorkerHandler
 
 from dynamo.sglang_mm_resume.config import Settings
-from dynamo.sglang_mm_resume.core.errors import ResumeError
+from dynamo.sglang_mm_resume.core.errors import Reason, Refused, ResumeError
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.core.messages import (
     ENCODE_CONTROL_REPLY,
+    LOCAL_MEDIA,
     PREFILL_REQUEST,
+    RECEIVED,
     Abort,
     Close,
     Done,
     Granted,
     Hello,
+    Media,
     Message,
     NoBlocks,
     Ping,
@@ -44,15 +48,25 @@ from dynamo.sglang_mm_resume.transport.assembler import Assembler
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, ask
-from dynamo.sglang_mm_resume.workers.by_reference import ByReference
+from dynamo.sglang_mm_resume.workers.by_reference import ByReference, taken
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     RequestContext,
     RequestStopped,
     until_stopped,
 )
-from dynamo.sglang_mm_resume.workers.sglang_engine import Embedding, EmbeddingInput, KvSource
+from dynamo.sglang_mm_resume.workers.media import MediaLoader
+from dynamo.sglang_mm_resume.workers.request import LOCAL_MEDIA_KEY, TRANSFERS_KEY
+from dynamo.sglang_mm_resume.workers.sglang_engine import (
+    Embedding,
+    EmbeddingInput,
+    KvSource,
+    Offer,
+)
 
 logger = logging.getLogger(__name__)
+
+#: Seconds that a worker which shuts down waits for embeddings that are on their way to it.
+DRAIN_TIMEOUT_S: Final = 20.0
 
 
 class Writers:
@@ -84,6 +98,7 @@ class Writers:
         while True:
             await asyncio.sleep(self._settings.heartbeat_interval_s)
             writers = set(assembler.receiver.writing.values())
+            self._forget_departed(assembler.receiver.writers)
             probes = (self._probe(writer, assembler) for writer in writers)
             for outcome in await asyncio.gather(*probes, return_exceptions=True):
                 if isinstance(outcome, Exception):
@@ -102,6 +117,12 @@ class Writers:
             for transfer_id, its_writer in assembler.receiver.writing.items():
                 if its_writer == writer:
                     assembler.drop(transfer_id, why=f"encode worker {writer} is dead")
+
+    def _forget_departed(self, needed: set[int]) -> None:
+        """Encode workers come and go; one that has left counts until its blocks are home."""
+        known = needed | set(self._client.instance_ids())
+        for writer in set(self._failures) - known:
+            del self._failures[writer]
 
     async def _is_dead_and_drained(self, writer: int) -> bool:
         """Dead: it fails its probes and its lease is gone. Bytes in sockets then get their time."""
@@ -131,6 +152,16 @@ class TransferHandler:
         self._assembler = assembler
         self._name = ReceiverName(instance_id=instance_id, agent=agent.name)
         self._max_prompt_tokens = max_prompt_tokens
+        self.leaving = asyncio.Event()
+
+    async def drain(self) -> None:
+        """Take nothing new, and let what is on its way arrive."""
+        self.leaving.set()
+        try:
+            async with asyncio.timeout(DRAIN_TIMEOUT_S):
+                await self._assembler.drained()
+        except TimeoutError:
+            logger.warning("embeddings are still on their way: %s", self._assembler.receiver.live)
 
     async def mm_transfer(
         self, payload: Any, context: RequestContext
@@ -175,6 +206,8 @@ class TransferHandler:
     async def _grant(self, message: Reserve | Resume) -> Granted | NoBlocks:
         started = time.monotonic()
         if isinstance(message, Reserve):
+            if self.leaving.is_set():
+                raise leaving()
             grant = await self._assembler.reserve(message)
         elif message.wait:
             grant = await self._assembler.resume(
@@ -194,21 +227,57 @@ class TransferHandler:
 
 
 class _FromTransfers(ByReference):
-    """Waits for the transfers that a request names."""
+    """Waits for the transfers that a request names, or loads its pictures where it has none."""
 
-    def __init__(self, *args: Any, assembler: Assembler, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        assembler: Assembler,
+        media: MediaLoader,
+        max_local: int,
+        is_leaving: Callable[[], bool],
+        **kwargs: Any,
+    ) -> None:
+        """`max_local`: pictures loaded here at the same time, for want of an encode worker."""
         super().__init__(*args, **kwargs)
         self._assembler = assembler
+        self._media = media
+        self._max_local = max_local
+        self._is_leaving = is_leaving
+        self._local = 0
 
-    async def collect(self, transfers: list[Received]) -> list[Embedding]:
+    @asynccontextmanager
+    async def offers(
+        self, request: dict[str, Any], context: RequestContext
+    ) -> AsyncIterator[Sequence[Offer]]:
+        transfers = taken(RECEIVED, request, TRANSFERS_KEY)
+        local = taken(LOCAL_MEDIA, request, LOCAL_MEDIA_KEY)
+        self._local += len(local)
+        try:
+            if self._is_leaving() and not transfers:
+                raise leaving()
+            work = self._collect(transfers) if transfers else self._load(local)
+            yield await until_stopped(context, work)
+        finally:
+            self._local -= len(local)
+            for transfer in transfers:
+                self._assembler.drop(transfer.transfer_id)
+
+    async def _collect(self, transfers: list[Received]) -> Sequence[Offer]:
         return [
             Embedding(await self._assembler.take(t.transfer_id), t.grid, t.content_hash)
             for t in transfers
         ]
 
-    def drop(self, transfers: list[Received]) -> None:
-        for transfer in transfers:
-            self._assembler.drop(transfer.transfer_id)
+    async def _load(self, local: list[Media]) -> Sequence[Offer]:
+        """Pictures for the engine's own tower. One after the other: this is not the rule."""
+        if self._local > self._max_local:
+            raise Refused(
+                Reason.OVERLOADED,
+                f"{self._max_local} media items are being encoded here already "
+                "(--mm-resume-max-encodes): try again later",
+            )
+        return [await self._media.load(media) for media in local]
 
 
 class PrefillHandler(_FromTransfers, DecodeWorkerHandler):
@@ -219,8 +288,16 @@ class KvSourceHandler(_FromTransfers, KvSource):
     """The same for an engine that hands its KV to a decode worker, which answers."""
 
 
+def leaving() -> Refused:
+    """This worker shuts down: the same request does well on another."""
+    return Refused(Reason.OVERLOADED, "this worker shuts down: try again later")
+
+
 def prefill_status(
-    transfers: TransferHandler, assembler: Assembler, embeddings: EmbeddingInput
+    settings: Settings,
+    transfers: TransferHandler,
+    assembler: Assembler,
+    embeddings: EmbeddingInput,
 ) -> dict[str, Any]:
     """What operators and tests look at; every number is current."""
     receiver = assembler.receiver
@@ -231,9 +308,9 @@ def prefill_status(
         "waiting": receiver.num_waiting,
         "assembled_tokens": receiver.assembled_tokens,
         "embeddings_offered": len(embeddings),
-        "engine_requests": embeddings.engine_requests,
         "totals": {**asdict(assembler.totals), "reasons": dict(assembler.totals.reasons)},
         "oddities": {k.value: v for k, v in receiver.oddities.items()},
         "refusals": dict(transfers.refusals),
         "tasks": assembler.num_tasks,
+        "limits": settings.limits,
     }

@@ -19,6 +19,7 @@ from typing import Any, Final
 import torch
 from dynamo.sglang.request_handlers import PrefillWorkerHandler
 from dynamo.sglang.request_handlers.llm.decode_handler import _raise_if_sglang_error
+from PIL import Image
 from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
 from sglang.srt.managers.schedule_batch import Modality
 
@@ -44,28 +45,26 @@ def rows_unseen(total_tokens: int) -> torch.Tensor:
     return torch.empty(1, 1).expand(total_tokens, 1)
 
 
+#: What stands for a picture: its embedding, or itself where no encode worker is at hand.
+Offer = Embedding | Image.Image
+
+
 class EmbeddingInput:
     """Teaches one engine to take embeddings by reference."""
 
     def __init__(self, engine: Any) -> None:
-        self._manager = engine.tokenizer_manager
-        self._processor = self._manager.mm_processor
+        self._processor = engine.tokenizer_manager.mm_processor
         self._original = self._processor.process_mm_data_async
-        self._offered: dict[str, Embedding] = {}
+        self._offered: dict[str, Offer] = {}
         self._processor.process_mm_data_async = self._process
 
     def __len__(self) -> int:
         return len(self._offered)
 
-    @property
-    def engine_requests(self) -> int:
-        """Requests that the engine has not ended, with media or without."""
-        return len(self._manager.rid_to_state)
-
-    def offer(self, embeddings: Sequence[Embedding]) -> list[str]:
-        """References for `image_data`, one per embedding, valid until `withdraw`."""
-        references = [SCHEME + uuid.uuid4().hex for _ in embeddings]
-        self._offered.update(zip(references, embeddings, strict=True))
+    def offer(self, offers: Sequence[Offer]) -> list[str]:
+        """References for `image_data`, one per picture, valid until `withdraw`."""
+        references = [SCHEME + uuid.uuid4().hex for _ in offers]
+        self._offered.update(zip(references, offers, strict=True))
         return references
 
     def withdraw(self, references: Iterable[str]) -> None:
@@ -78,9 +77,12 @@ class EmbeddingInput:
         if not any(isinstance(image, str) and image.startswith(SCHEME) for image in images):
             return await self._original(*args, **kwargs)
         try:
-            embeddings = [self._offered[image] for image in images]
+            offers = [self._offered[image] for image in images]
         except (KeyError, TypeError):
             raise ProtocolError("a request names embeddings that are not here") from None
+        embeddings = [offer for offer in offers if isinstance(offer, Embedding)]
+        if not embeddings:  # pictures for the engine's own tower
+            return await self._original(*args, **{**kwargs, "image_data": offers})
         return self._build(kwargs["input_text"], embeddings)
 
     def _build(self, prompt_ids: Any, embeddings: Sequence[Embedding]) -> Any:
@@ -103,6 +105,11 @@ class EmbeddingInput:
             item.precomputed_embeddings = embedding.rows
             item.set_hash(int(embedding.content_hash, 16))
         return output
+
+
+def num_requests(engine: Any) -> int:
+    """Requests that the engine knows, until its scheduler has finished or aborted them."""
+    return len(engine.tokenizer_manager.rid_to_state)
 
 
 def max_prompt_tokens(engine: Any) -> int:

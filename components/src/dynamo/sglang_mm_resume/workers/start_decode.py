@@ -25,7 +25,7 @@ COMPONENT = DECODE_COMPONENT
 
 async def worker(settings: Settings, rest: list[str]) -> None:
     """Run until a signal ends it."""
-    arguments = ["--disaggregation-mode", DisaggregationMode.DECODE.value, *rest]
+    arguments = ["--enable-multimodal", "--disaggregation-mode", "decode", *rest]
     await run_engine(settings, arguments, COMPONENT, {DisaggregationMode.DECODE}, _serve)
 
 
@@ -40,7 +40,7 @@ async def _serve(process: EngineProcess) -> None:
     handler.register_engine_routes(runtime)
 
     def status() -> dict[str, Any]:
-        return decode_status(embeddings)
+        return decode_status(engine, embeddings)
 
     serve_status(runtime, status)
     publish_metrics(

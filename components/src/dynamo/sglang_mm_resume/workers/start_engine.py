@@ -50,7 +50,7 @@ async def run_engine(
 ) -> None:
     """Start the engine and `serve` it until a signal ends that."""
     with argument_errors():
-        config = await parse_args(["--enable-multimodal", *arguments])
+        config = await parse_args(arguments)
         if config.serving_mode not in modes:
             raise ValueError(f"--disaggregation-mode: not {config.serving_mode.value} here")
     # Our handlers serve all that the text path does; this flag would withhold half of it.

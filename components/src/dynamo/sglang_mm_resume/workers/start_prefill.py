@@ -5,7 +5,7 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from dynamo.common.constants import DisaggregationMode
@@ -20,7 +20,8 @@ from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.transport.assembler import Assembler
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.workers import sglang_engine
-from dynamo.sglang_mm_resume.workers.lifecycle import serve, serve_status
+from dynamo.sglang_mm_resume.workers.lifecycle import DrainFirst, serve, serve_status
+from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.pool import Pool, make_pool
 from dynamo.sglang_mm_resume.workers.prefill import (
     KvSourceHandler,
@@ -36,11 +37,18 @@ logger = logging.getLogger(__name__)
 
 COMPONENT = "prefill"
 
+_ENGINE_ARGS: Final = (
+    "--enable-multimodal",
+    # Without it, an engine that gets embeddings of one request and pictures of another in the same
+    # batch (--encode-fallback local) raises NotImplementedError in its scheduler, and is gone.
+    "--enable-adaptive-dispatch-to-encoder",
+)
+
 
 async def worker(settings: Settings, rest: list[str]) -> None:
     """Run until a signal ends it."""
     modes = {DisaggregationMode.AGGREGATED, DisaggregationMode.PREFILL}
-    await run_engine(settings, rest, COMPONENT, modes, _serve)
+    await run_engine(settings, [*_ENGINE_ARGS, *rest], COMPONENT, modes, _serve)
 
 
 async def _serve(process: EngineProcess) -> None:
@@ -50,7 +58,6 @@ async def _serve(process: EngineProcess) -> None:
     namespace = process.namespace
     has_decode_workers = config.serving_mode == DisaggregationMode.PREFILL
     control = runtime.endpoint(f"{namespace}.{COMPONENT}.mm_transfer")
-    process.shutdown_endpoints[:] = [generate, control]
 
     layout = Layout(
         model=server_args.served_model_name,
@@ -88,12 +95,21 @@ async def _serve(process: EngineProcess) -> None:
         generate.connection_id(),
         sglang_engine.max_prompt_tokens(engine),
     )
+    process.shutdown_endpoints[:] = [DrainFirst(transfers.drain, [generate, control])]
     handler_class = KvSourceHandler if has_decode_workers else PrefillHandler
-    handler = handler_class(*process.handler_args, assembler=assembler, embeddings=embeddings)
+    handler = handler_class(
+        *process.handler_args,
+        assembler=assembler,
+        embeddings=embeddings,
+        media=MediaLoader(threads, layout.fingerprint),
+        max_local=settings.max_encodes,
+        is_leaving=transfers.leaving.is_set,
+    )
     handler.register_engine_routes(runtime)
 
     def status() -> dict[str, Any]:
-        return prefill_status(transfers, assembler, embeddings)
+        state = prefill_status(settings, transfers, assembler, embeddings)
+        return {**state, "engine_requests": sglang_engine.num_requests(engine)}
 
     serve_status(runtime, status)
     publish_metrics(generate, status, layout.model, f"{namespace}.{COMPONENT}")

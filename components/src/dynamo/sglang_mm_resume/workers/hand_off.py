@@ -1,0 +1,399 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Moves the media items of requests: the processor's side, one handshake per item, in parallel.
+
+An item whose encode worker cannot do it is tried once more on another, as a transfer of its own
+(R13). What fails on the prefill worker's side fails for all items: the request as a whole may then
+be tried on another prefill worker (workers/processor.py).
+"""
+
+import asyncio
+import logging
+import uuid
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Final
+
+from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.budget import PromptBudget
+from dynamo.sglang_mm_resume.core.errors import (
+    RETRYABLE,
+    ProtocolError,
+    Reason,
+    Refused,
+    ResumeError,
+    TransferFailed,
+)
+from dynamo.sglang_mm_resume.core.handshake import (
+    Action,
+    ForwardGrant,
+    Handshake,
+    TryGrant,
+    WaitForGrant,
+)
+from dynamo.sglang_mm_resume.core.messages import (
+    ENCODE_CONTROL_REPLY,
+    ENCODE_EVENT,
+    PREFILL_REPLY,
+    Abort,
+    Close,
+    Encode,
+    Forward,
+    Granted,
+    Media,
+    NoBlocks,
+    Received,
+    Refusal,
+    Reserve,
+    Resume,
+    Sent,
+    Sized,
+    dump,
+    parse,
+)
+from dynamo.sglang_mm_resume.core.transitions import Shaking
+from dynamo.sglang_mm_resume.transport.rpc import (
+    Client,
+    PeerUnreachable,
+    answers_ping,
+    ask,
+    each_while,
+    each_within,
+    heartbeat,
+)
+from dynamo.sglang_mm_resume.transport.tasks import Background
+from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding, NoneAlive
+
+logger = logging.getLogger(__name__)
+
+#: Seconds for answers that need no block: a loaded loop may be slow, a dead peer must not hang us.
+CONTROL_TIMEOUT_S: Final = 5.0
+#: Extra seconds over a peer's own deadline, so that the peer's own message is what we report.
+SLACK_S: Final = 2.0
+#: An item is encoded by one worker, and by another if that one fails.
+MAX_ATTEMPTS: Final = 2
+#: What another encode worker might not refuse. INTERNAL: this one may be out of memory.
+ENCODE_RETRYABLE: Final = RETRYABLE | {Reason.INTERNAL}
+
+
+class NoEncodeWorker(TransferFailed):
+    """No encode worker is alive, or those that were asked broke off."""
+
+
+class PrefillFailed(ResumeError):
+    """The prefill worker cannot serve this request now; another one might.
+
+    `cause` is the error for the client if there is no other.
+    """
+
+    def __init__(self, cause: Exception) -> None:
+        super().__init__(str(cause))
+        self.cause = cause
+
+
+class _EncodeFailed(ResumeError):
+    """The encode worker cannot do this item now; another one might."""
+
+    def __init__(self, worker: int, cause: ResumeError) -> None:
+        super().__init__(str(cause))
+        self.worker = worker
+        self.cause = cause
+
+    def for_client(self) -> ResumeError:
+        """A worker that refuses is alive: that is another matter than one that is gone."""
+        if isinstance(self.cause, Refused):
+            return self.cause
+        return NoEncodeWorker(f"encode worker {self.worker}: {self.cause}")
+
+
+@dataclass(frozen=True, slots=True)
+class Peers:
+    """Clients of the endpoints that the processor calls."""
+
+    prefill: Client  # generate
+    prefill_transfer: Client
+    encode: Client  # generate
+    encode_transfer: Client
+
+
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """Where a request's items go, and what they share."""
+
+    prefill: int
+    budget: PromptBudget
+    priority: int
+
+
+@dataclass(slots=True)
+class Item:
+    """One media item of a request. A second attempt has a handshake of its own (R13)."""
+
+    index: int
+    media: Media
+    encode: int | None = None  # the encode worker to use, if it must be a certain one
+    handshake: Handshake = field(default_factory=lambda: Handshake(uuid.uuid4().hex))
+    sized: Sized | None = None
+    waited_s: float = 0.0
+
+    @property
+    def received(self) -> Received:
+        if self.sized is None:
+            raise TransferFailed("the encode worker never named the embedding's size")
+        return Received(
+            transfer_id=self.handshake.transfer_id,
+            modality=self.media.modality,
+            total_tokens=self.sized.total_tokens,
+            grid=self.sized.grid,
+            content_hash=self.sized.content_hash,
+        )
+
+
+@dataclass(slots=True)
+class HandOffTotals:
+    """Counters since the start, for /metrics."""
+
+    items: int = 0
+    rounds: int = 0
+    bytes: int = 0
+    encode_retries: int = 0
+
+
+class HandOff:
+    """Moves items from encode workers to prefill workers."""
+
+    def __init__(self, settings: Settings, peers: Peers, prefill_workers: LeastOutstanding) -> None:
+        self.totals = HandOffTotals()
+        self.background = Background()
+        self._settings = settings
+        self._peers = peers
+        self._prefill_workers = prefill_workers
+        self._patience_s = settings.bootstrap_timeout_s + SLACK_S
+        # By `generate`: a worker that drains leaves that first, and stays reachable for control.
+        self._encode_workers = LeastOutstanding(
+            peers.encode,
+            "encode",
+            settings.max_encodes,
+            settings.bootstrap_timeout_s,
+            partial(answers_ping, peers.encode_transfer, timeout_s=settings.heartbeat_interval_s),
+        )
+
+    def require_room(self) -> None:
+        """Raises `Refused` at once if the encode workers have more than enough to do (R7)."""
+        self._encode_workers.require_room()
+
+    async def move(self, items: list[Item], destination: Destination) -> None:
+        """All items in parallel; the first error gives the others up.
+
+        Raises `NoEncodeWorker`, `PrefillFailed`, or what the item itself is refused for.
+        """
+        tasks = [asyncio.ensure_future(self._transfer(item, destination)) for item in items]
+        try:
+            await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def finish(self) -> None:
+        """Wait until everything that was given up is given back."""
+        await self._encode_workers.close()
+        await self.background.finish()
+
+    def give_back(self, items: list[Item], prefill: int) -> None:
+        """After a failure: finished transfers wait for an engine that will not come."""
+        for item in items:
+            if item.handshake.state is Shaking.DONE:
+                transfer_id = item.handshake.transfer_id
+                self.background.start(self._abort(transfer_id, prefill, writer_closed=True))
+
+    async def _transfer(self, item: Item, destination: Destination) -> None:
+        """One item from its default grant to its last token."""
+        tried: set[int] = set()
+        while True:
+            try:
+                async with self._encode_workers.borrow(item.encode, tried) as encode:
+                    await self._attempt(item, destination, encode)
+                break
+            except NoneAlive as error:
+                raise NoEncodeWorker(str(error)) from error
+            except _EncodeFailed as error:
+                tried.add(error.worker)
+                final = item.encode is not None or len(tried) == MAX_ATTEMPTS
+                if final or not self._encode_workers.has_other(tried):
+                    raise error.for_client() from error
+                logger.warning("image %d goes to another encode worker: %s", item.index + 1, error)
+                self.totals.encode_retries += 1
+                item.handshake = Handshake(uuid.uuid4().hex)
+        self.totals.items += 1
+        self.totals.rounds += item.handshake.rounds
+        self.totals.bytes += item.handshake.num_bytes
+
+    async def _attempt(self, item: Item, destination: Destination, encode: int) -> None:
+        """By one encode worker. Whatever ends it early, nothing of it stays (R16)."""
+        try:
+            await self._shake_hands(item, destination, encode)
+        except BaseException as error:
+            transfer_id = item.handshake.transfer_id
+            self.background.start(self._give_up(transfer_id, destination.prefill, encode))
+            if isinstance(error, Refused) and error.reason is Reason.BAD_REQUEST:
+                text = f"image {item.index + 1}: {error.message}"
+                raise Refused(error.reason, text) from error
+            raise
+
+    async def _shake_hands(self, item: Item, destination: Destination, encode: int) -> None:
+        shake = item.handshake
+        reserve = Reserve(
+            transfer_id=shake.transfer_id,
+            writer_instance_id=encode,
+            priority=destination.priority,
+        )
+        granted = await self._ask_for_blocks(item, destination.prefill, reserve)
+        if not isinstance(granted, Granted):
+            raise ProtocolError(
+                f"prefill worker {destination.prefill} answered a reserve with {granted!r}"
+            )
+        shake.granted(granted.grant)
+        destination.budget.max_tokens = granted.max_prompt_tokens
+        message = Encode(
+            transfer_id=shake.transfer_id,
+            media=item.media,
+            grant=granted.grant,
+            receiver=granted.receiver,
+            prompt_tokens=destination.budget.prompt_tokens,
+            max_prompt_tokens=granted.max_prompt_tokens,
+        )
+        async with aclosing(self._events(message, encode)) as events:
+            async for event in events:
+                actions = self._react(item, event, destination.budget)
+                await self._act(item, destination.prefill, encode, actions)
+        if shake.state is not Shaking.DONE:
+            error = TransferFailed(f"ended early: {shake.state.value}")
+            raise _EncodeFailed(encode, error)
+
+    async def _events(self, message: Encode, encode: int) -> AsyncGenerator[Sized | Sent, None]:
+        """What the encode worker reports. Raises `_EncodeFailed` if another might do better."""
+        try:
+            async with asyncio.timeout(CONTROL_TIMEOUT_S):
+                stream = await self._peers.encode.direct(dump(message), encode, annotated=False)
+            probed = each_while(
+                stream, self._settings.heartbeat_interval_s, self._heartbeat(encode)
+            )
+            async for payload in each_within(self._patience_s, probed):
+                event = parse(ENCODE_EVENT, payload)
+                if not isinstance(event, Refusal):
+                    yield event
+                elif event.reason in ENCODE_RETRYABLE:
+                    self._encode_workers.avoid(encode)
+                    raise _EncodeFailed(encode, event.as_error())
+                else:
+                    raise event.as_error()
+        except PeerUnreachable as error:
+            raise self._lost(encode, error) from error
+        except ResumeError:
+            raise
+        except Exception as error:  # Dynamo's client raises builtin types for lost peers
+            raise self._lost(encode, PeerUnreachable(str(error) or "no answer")) from error
+
+    def _lost(self, encode: int, error: PeerUnreachable) -> _EncodeFailed:
+        self._encode_workers.suspect(encode)
+        return _EncodeFailed(encode, error)
+
+    def _heartbeat(self, encode: int) -> Any:
+        settings = self._settings
+        return heartbeat(
+            self._peers.encode_transfer,
+            encode,
+            "encode worker",
+            settings.heartbeat_interval_s,
+            settings.heartbeat_max_failures,
+        )
+
+    def _react(self, item: Item, event: Sized | Sent, budget: PromptBudget) -> list[Action]:
+        if isinstance(event, Sent):
+            return item.handshake.sent(event)
+        if item.sized is not None:  # by the attempt before
+            budget.remove(item.sized.total_tokens)
+        item.sized = event
+        budget.add(event.total_tokens)
+        return item.handshake.sized(event)
+
+    async def _act(self, item: Item, prefill: int, encode: int, actions: list[Action]) -> None:
+        """Carry out what the handshake wants, and what follows from that."""
+        pending = list(actions)
+        while pending:
+            action = pending.pop(0)
+            if isinstance(action, ForwardGrant):
+                await self._forward(encode, Forward(grant=action.grant))
+                continue
+            answer = await self._ask_for_blocks(item, prefill, _resume(item, action))
+            if isinstance(answer, Granted):
+                pending += item.handshake.granted(answer.grant)
+
+    async def _ask_for_blocks(
+        self, item: Item, prefill: int, message: Reserve | Resume
+    ) -> Granted | NoBlocks:
+        waits = not isinstance(message, Resume) or message.wait
+        timeout_s = self._patience_s if waits else CONTROL_TIMEOUT_S
+        try:
+            answer = await ask(
+                self._peers.prefill_transfer, prefill, message, PREFILL_REPLY, timeout_s
+            )
+        except PeerUnreachable as error:
+            self._prefill_workers.suspect(prefill)
+            raise PrefillFailed(error) from error
+        except Refused as error:
+            if error.reason not in RETRYABLE:
+                raise
+            self._prefill_workers.avoid(prefill)
+            raise PrefillFailed(error) from error
+        if not isinstance(answer, Granted | NoBlocks):
+            raise ProtocolError(f"prefill worker {prefill} answered {message.op} with {answer!r}")
+        if isinstance(answer, Granted) and waits:
+            item.waited_s += answer.waited_s
+        return answer
+
+    async def _forward(self, encode: int, message: Forward) -> None:
+        try:
+            await self._tell_encode(encode, message, CONTROL_TIMEOUT_S)
+        except PeerUnreachable as error:
+            raise self._lost(encode, error) from error
+        except Refused as error:
+            if error.reason not in ENCODE_RETRYABLE:
+                raise
+            raise _EncodeFailed(encode, error) from error
+
+    async def _tell_encode(self, encode: int, message: Forward | Close, timeout_s: float) -> None:
+        client = self._peers.encode_transfer
+        await ask(client, encode, message, ENCODE_CONTROL_REPLY, timeout_s)
+
+    async def _give_up(self, transfer_id: str, prefill: int, encode: int) -> None:
+        """First the writer stops, then the blocks go home (R6)."""
+        try:
+            patience_s = self._settings.heartbeat_interval_s
+            await self._tell_encode(encode, Close(transfer_id=transfer_id), patience_s)
+            closed = True
+        except ResumeError as error:
+            logger.warning("encode worker %s did not confirm a close: %s", encode, error)
+            closed = False
+        await self._abort(transfer_id, prefill, closed)
+
+    async def _abort(self, transfer_id: str, prefill: int, writer_closed: bool) -> None:
+        abort = Abort(transfer_id=transfer_id, writer_closed=writer_closed)
+        try:
+            await ask(
+                self._peers.prefill_transfer, prefill, abort, PREFILL_REPLY, CONTROL_TIMEOUT_S
+            )
+        except ResumeError as error:  # its own deadlines will do it
+            logger.warning("prefill worker %s did not take an abort: %s", prefill, error)
+
+
+def _resume(item: Item, action: TryGrant | WaitForGrant) -> Resume:
+    return Resume(
+        transfer_id=item.handshake.transfer_id,
+        sent_tokens=action.sent_tokens,
+        total_tokens=item.handshake.total_tokens or 0,
+        wait=isinstance(action, WaitForGrant),
+    )

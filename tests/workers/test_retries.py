@@ -1,0 +1,340 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the processor tries again on another worker, what it does not, and when it turns away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from dynamo.llm import HttpError
+from dynamo.llm.exceptions import InvalidArgument
+
+from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.errors import Reason
+from dynamo.sglang_mm_resume.core.messages import Done, Refusal, Sent, Sized, dump
+from dynamo.sglang_mm_resume.workers.hand_off import Peers
+from dynamo.sglang_mm_resume.workers.processor import Processor
+from tests.workers.test_processor_flow import (
+    DEADLINE_S,
+    PAD,
+    SETTINGS,
+    FakeContext,
+    FakePeer,
+    _answer,
+    _control,
+    _encode,
+)
+
+PREFILL, ENCODE = [1, 2], [11, 12]
+MEDIA = {
+    "token_ids": [1, PAD, 2],
+    "multi_modal_data": {"image_url": [{"Url": "data:image/png;base64,AA"}]},
+}
+
+Answers = Callable[[dict[str, Any]], AsyncIterator[Any]]
+
+
+class Faulty(FakePeer):
+    """The first instance that is asked, and it alone, does something else."""
+
+    def __init__(self, ids: list[int], answers: Answers, first: Answers) -> None:
+        super().__init__(ids, answers)
+        self.first = first
+
+    async def direct(
+        self, request: Any, instance_id: int, annotated: bool = True, context: Any = None
+    ) -> AsyncIterator[Any]:
+        self.calls.append((instance_id, request))
+        is_first = instance_id == self.calls[0][0]
+        return (self.first if is_first else self.answers)(request)
+
+
+async def _dies(request: dict[str, Any]) -> AsyncIterator[Any]:
+    """What Dynamo's client raises for a peer that is gone."""
+    raise Exception("Unavailable: TCP connection failed")
+    yield
+
+
+async def _dies_after_sizing(request: dict[str, Any]) -> AsyncIterator[Any]:
+    yield dump(Sized(total_tokens=4, grid=(1, 4, 4), content_hash="0" * 16))
+    raise Exception("Disconnected: stream ended")
+
+
+async def _hangs(request: dict[str, Any]) -> AsyncIterator[Any]:
+    await asyncio.Event().wait()
+    yield
+
+
+def refusing(reason: Reason) -> Answers:
+    async def refuse(request: dict[str, Any]) -> AsyncIterator[Any]:
+        yield dump(Refusal(reason=reason, message="no"))
+
+    return refuse
+
+
+async def _breaks_off(request: dict[str, Any]) -> AsyncIterator[Any]:
+    yield {"index": 0, "token_ids": [5]}
+    raise Exception("Unavailable: gone")
+
+
+class Graph:
+    """A processor between stand-ins."""
+
+    def __init__(
+        self,
+        encode: FakePeer | None = None,
+        prefill: FakePeer | None = None,
+        control: FakePeer | None = None,
+        settings: Settings = SETTINGS,
+    ) -> None:
+        self.encode = encode or FakePeer(ENCODE, _encode)
+        self.encode_control = FakePeer(self.encode.ids, _control)
+        self.prefill = prefill or FakePeer(PREFILL, _answer)
+        self.control = control or FakePeer(self.prefill.ids, _control)
+        peers = Peers(self.prefill, self.control, self.encode, self.encode_control)
+        self.processor = Processor(settings, peers, PAD)
+
+    async def ask(self, **fields: Any) -> list[dict[str, Any]]:
+        async with asyncio.timeout(DEADLINE_S):
+            request = {**MEDIA, **fields}
+            return [chunk async for chunk in self.processor.generate(request, FakeContext())]
+
+    async def finish(self) -> None:
+        await asyncio.wait_for(self.processor.finish(), DEADLINE_S)
+
+    @property
+    def transfers(self) -> list[str]:
+        """The transfer of each item that an encode worker was asked to encode."""
+        return [request["transfer_id"] for _, request in self.encode.calls]
+
+    def closed(self) -> list[tuple[int, str]]:
+        return [
+            (i, request["transfer_id"])
+            for i, request in self.encode_control.calls
+            if request["op"] == "close"
+        ]
+
+    def aborted(self) -> list[str]:
+        return [r["transfer_id"] for _, r in self.control.calls if r["op"] == "abort"]
+
+    def totals(self) -> dict[str, Any]:
+        totals: dict[str, Any] = self.processor.status()["totals"]
+        return totals
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        _dies,
+        _dies_after_sizing,
+        _hangs,
+        refusing(Reason.OVERLOADED),
+        refusing(Reason.FAILED),
+        refusing(Reason.INTERNAL),
+    ],
+    ids=["dies", "dies-late", "hangs", "overloaded", "failed", "internal"],
+)
+async def test_an_item_goes_to_another_encode_worker_as_a_transfer_of_its_own(
+    fault: Answers,
+) -> None:
+    graph = Graph(encode=Faulty(ENCODE, _encode, fault))
+    if fault is _hangs:  # and answers no probe: that is how it is told from a busy one
+        graph.encode_control.answers = _hangs
+    assert (await graph.ask())[-1]["finish_reason"] == "stop"
+    (first, _), (second, _) = graph.encode.calls
+    assert {first, second} == set(ENCODE)
+    lost, good = graph.transfers
+    assert lost != good
+    await graph.finish()
+    assert (first, lost) in graph.closed()
+    assert graph.aborted() == [lost]
+    (forwarded,) = [request for _, request in graph.prefill.calls]
+    assert [item["transfer_id"] for item in forwarded["mm_resume"]] == [good]
+    assert graph.totals()["encode_retries"] == 1
+
+
+@pytest.mark.parametrize("reason", [Reason.BAD_REQUEST, Reason.TOO_LONG])
+async def test_what_the_client_did_wrong_is_wrong_everywhere(reason: Reason) -> None:
+    graph = Graph(encode=FakePeer(ENCODE, refusing(reason)))
+    with pytest.raises(InvalidArgument):
+        await graph.ask()
+    assert len(graph.encode.calls) == 1
+
+
+async def test_an_item_is_tried_twice_at_most() -> None:
+    graph = Graph(encode=FakePeer([11, 12, 13], _dies))
+    with pytest.raises(HttpError) as error:
+        await graph.ask()
+    assert error.value.code == 503
+    assert len(graph.encode.calls) == 2
+    await graph.finish()
+    assert sorted(graph.aborted()) == sorted(graph.transfers)
+
+
+async def test_a_dead_encode_worker_gets_no_further_items() -> None:
+    graph = Graph(encode=FakePeer([11], _dies))
+    graph.encode_control.answers = _dies
+    for _ in range(3):
+        with pytest.raises(HttpError):
+            await graph.ask()
+    assert len(graph.encode.calls) == 1, "it was known to be dead"
+    graph.encode_control.answers = _control
+    graph.encode.answers = _encode
+    graph.encode.ids[:] = [12]
+    assert (await graph.ask())[-1]["finish_reason"] == "stop"
+    await graph.finish()
+
+
+@pytest.mark.parametrize("op", ["reserve", "resume"])
+async def test_a_request_goes_to_another_prefill_worker(op: str) -> None:
+    async def small(request: dict[str, Any]) -> AsyncIterator[Any]:
+        async for answer in _control(request):
+            yield answer
+
+    async def refuses(request: dict[str, Any]) -> AsyncIterator[Any]:
+        if request["op"] != op:
+            async for answer in _control(request):
+                yield answer
+            return
+        yield dump(Refusal(reason=Reason.OVERLOADED, message="this worker shuts down"))
+
+    async def long(request: dict[str, Any]) -> AsyncIterator[Any]:
+        yield dump(Sized(total_tokens=20, grid=(1, 4, 20), content_hash="0" * 16))
+        yield dump(Sent(generation=0, sent_tokens=16, num_bytes=8))
+
+    encode = FakePeer(ENCODE, long if op == "resume" else _encode)
+    graph = Graph(encode=encode, control=Faulty(PREFILL, small, refuses))
+    if op == "resume":  # the other one cannot do it either, here: but it was asked
+        with pytest.raises(RuntimeError):
+            await graph.ask()
+    else:
+        assert (await graph.ask())[-1]["finish_reason"] == "stop"
+    reserved = [i for i, request in graph.control.calls if request["op"] == "reserve"]
+    assert sorted(reserved) == PREFILL
+    assert graph.totals()["prefill_retries"] == 1
+    await graph.finish()
+
+
+async def test_text_goes_to_another_prefill_worker_before_its_first_token() -> None:
+    graph = Graph(prefill=Faulty(PREFILL, _answer, _dies))
+    answer = await graph.ask(token_ids=[1, 2], multi_modal_data=None)
+    assert answer[-1]["finish_reason"] == "stop"
+    assert sorted(i for i, _ in graph.prefill.calls) == PREFILL
+
+
+async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
+    graph = Graph(prefill=FakePeer(PREFILL, _breaks_off))
+    with pytest.raises(HttpError) as error:
+        await graph.ask()
+    assert error.value.code == 503
+    assert len(graph.prefill.calls) == 1
+    await graph.finish()
+    assert graph.aborted() == graph.transfers
+
+
+# --- Without an encode worker ---
+
+
+async def test_without_an_encode_worker_pictures_fail_and_text_does_not() -> None:
+    graph = Graph(encode=FakePeer([], _encode))
+    with pytest.raises(HttpError) as error:
+        await graph.ask()
+    assert error.value.code == 503
+    assert graph.control.calls == [], "no block was asked for"
+    assert await graph.ask(token_ids=[1, 2], multi_modal_data=None)
+
+
+@pytest.mark.parametrize("ids", [[], [11], [11, 12]], ids=["none", "one-dies", "both-die"])
+async def test_with_local_encoding_the_prefill_worker_gets_the_media(ids: list[int]) -> None:
+    settings = SETTINGS.model_copy(update={"encode_fallback": "local"})
+    graph = Graph(encode=FakePeer(ids, _dies), settings=settings)
+    assert (await graph.ask())[-1]["finish_reason"] == "stop"
+    (forwarded,) = [request for _, request in graph.prefill.calls]
+    assert "mm_resume" not in forwarded
+    assert forwarded["mm_resume_local"] == [
+        {"modality": "image", "url": "data:image/png;base64,AA"}
+    ]
+    assert graph.totals()["encode_fallbacks"] == 1
+    await graph.finish()
+    assert sorted(graph.aborted()) == sorted(graph.transfers)
+
+
+async def test_an_overloaded_encode_worker_is_no_dead_one() -> None:
+    settings = SETTINGS.model_copy(update={"encode_fallback": "local"})
+    graph = Graph(encode=FakePeer([11], refusing(Reason.OVERLOADED)), settings=settings)
+    with pytest.raises(HttpError):
+        await graph.ask()
+    assert graph.totals()["encode_fallbacks"] == 0
+
+
+# --- Turned away ---
+
+
+async def test_requests_beyond_the_limit_are_turned_away_at_once() -> None:
+    release = asyncio.Event()
+
+    async def slow(request: dict[str, Any]) -> AsyncIterator[Any]:
+        await release.wait()
+        yield {"index": 0, "token_ids": [5], "finish_reason": "stop"}
+
+    settings = SETTINGS.model_copy(update={"max_requests": 2})
+    graph = Graph(prefill=FakePeer(PREFILL, slow), settings=settings)
+    text = {"token_ids": [1, 2], "multi_modal_data": None}
+    accepted = [asyncio.ensure_future(graph.ask(**text)) for _ in range(2)]
+    while len(graph.prefill.calls) < 2:
+        await asyncio.sleep(0)
+    with pytest.raises(HttpError) as error:
+        await graph.ask(**text)
+    assert error.value.code == 503
+    release.set()
+    assert all(await asyncio.gather(*accepted))
+    assert await graph.ask(**text), "there is room again"
+
+
+async def test_pictures_are_turned_away_at_once_while_encode_workers_have_their_fill() -> None:
+    release = asyncio.Event()
+
+    async def slow(request: dict[str, Any]) -> AsyncIterator[Any]:
+        await release.wait()
+        async for event in _encode(request):
+            yield event
+
+    settings = SETTINGS.model_copy(update={"max_encodes": 1})
+    graph = Graph(encode=FakePeer([11], slow), settings=settings)
+    graph.encode_control.answers = _pong
+    accepted = asyncio.ensure_future(graph.ask())
+    while not graph.encode.calls:
+        await asyncio.sleep(0)
+    with pytest.raises(HttpError) as error:
+        await graph.ask()
+    assert error.value.code == 503
+    assert await graph.ask(token_ids=[1, 2], multi_modal_data=None), "text needs no room there"
+    release.set()
+    assert await accepted
+
+
+async def test_items_of_an_accepted_request_wait_for_their_turn() -> None:
+    at_once = most = 0
+
+    async def counting(request: dict[str, Any]) -> AsyncIterator[Any]:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0)
+        async for event in _encode(request):
+            yield event
+        at_once -= 1
+
+    settings = SETTINGS.model_copy(update={"max_encodes": 2})
+    graph = Graph(encode=FakePeer([11], counting), settings=settings)
+    url = {"Url": "data:image/png;base64,AA"}
+    await graph.ask(token_ids=[PAD] * 9, multi_modal_data={"image_url": [url] * 9})
+    assert len(graph.encode.calls) == 9
+    assert most == 2
+
+
+async def _pong(request: dict[str, Any]) -> AsyncIterator[Any]:
+    yield dump(Done())
