@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-model test lint format types pytest bench wheel clean
+.PHONY: help env demo demo-model test lint format types pytest bench soak wheel clean
 
 help: ## Print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -67,6 +67,9 @@ pytest: $(STAMP) ## Run the tests (ARGS="..." goes to pytest)
 
 bench: $(STAMP) ## Measure the hand-off of embeddings
 	@$(BIN)/python -m benchmarks.handoff $(ARGS)
+
+soak: $(STAMP) ## Load the graph for ten minutes while faults are injected (ARGS="--minutes 2")
+	@$(BIN)/python -m tests.soak $(ARGS)
 
 wheel: $(STAMP) ## Build dist/*.whl
 	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist .

@@ -36,13 +36,12 @@ from types import FrameType, TracebackType
 from typing import Literal, Self
 
 MODULES = {
-    "frontend": "dynamo.frontend",
     "processor": "dynamo.sglang_mm_resume.processor",
     "encode": "dynamo.sglang_mm_resume.encode_worker",
     "prefill": "dynamo.sglang_mm_resume.prefill_worker",
     "decode": "dynamo.sglang_mm_resume.decode_worker",
 }
-"""Role to the module that `python -m` runs."""
+"""Role of a worker to the module that `python -m` runs."""
 
 _CPU_ENGINE_ARGS = (
     *("--device", "cpu"),
@@ -94,6 +93,8 @@ class StackConfig:
     """SGLang's `--dtype`; None leaves the choice to it."""
     max_total_tokens: int = 16384
     """KV cache of an engine in tokens; on the CPU only, a GPU's memory decides by itself."""
+    frontend_module: str = "dynamo.frontend"
+    """What runs as the frontend: Dynamo's own, or ours (`dynamo.sglang_mm_resume.frontend`)."""
     frontend_args: Sequence[str] = ()
     processor_args: Sequence[str] = ()
     encode_args: Sequence[str] = ()
@@ -270,6 +271,15 @@ class LocalStack:
         return urls
 
     @property
+    def worker_urls(self) -> dict[str, str]:
+        """Name to the system server of each process but the frontend."""
+        return {
+            child.name: child.spec.url
+            for child in self._children.values()
+            if child.spec.role != "frontend"
+        }
+
+    @property
     def processes(self) -> list[ProcessInfo]:
         """The processes that were started and not stopped since."""
         return [
@@ -352,10 +362,11 @@ def _spec(
 ) -> _Spec:
     role = name.partition("-")[0]
     is_frontend = role == "frontend"
+    module = config.frontend_module if is_frontend else MODULES[role]
     return _Spec(
         name=name,
         role=role,
-        command=[sys.executable, "-m", MODULES[role], *_arguments(config, role, port, on_cpu)],
+        command=[sys.executable, "-m", module, *_arguments(config, role, port, on_cpu)],
         env=common_env if is_frontend else {"DYN_SYSTEM_PORT": str(port), **common_env},
         url=f"http://127.0.0.1:{port}",
     )

@@ -118,8 +118,8 @@ def reached_from(path: Path) -> Iterator[tuple[Path, str]]:
                         todo.append(file)
 
 
-@each([path for path in (PACKAGE / "workers" / "processor.py",) if path.exists()])
-def test_the_processor_never_meets_sglang_or_tensors(path: Path) -> None:
+@each([PACKAGE / "workers" / name for name in ("processor.py", "start_frontend.py")])
+def test_the_front_never_meets_sglang_or_tensors(path: Path) -> None:
     """Nor through anything of ours that it imports."""
     for importer, imported in reached_from(path):
         assert not begins(imported, "sglang", "dynamo.sglang", "torch"), (

@@ -33,6 +33,7 @@ class Deployment:
     """Further ones of the workers with an engine: prefill and decode."""
     processor: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
+    frontend_module: str = "dynamo.frontend"
     encode_module: str | None = None
     """What runs in place of the encode worker."""
     num_encode: int = 1
@@ -90,15 +91,35 @@ FAULTS = Deployment(
         *("--mm-heartbeat-interval", "1"),
         *("--mm-resume-drain-s", "0.5"),
     ),
-    prefill=("--context-length", str(CONTEXT_LENGTH)),
+    prefill=(
+        *("--context-length", str(CONTEXT_LENGTH)),
+        # One large transfer is granted six of the eight blocks: in quarantine they leave two.
+        *("--mm-resume-max-quarantined-fraction", "0.75"),
+    ),
     processor=("--mm-bootstrap-timeout", "8", "--mm-heartbeat-interval", "1"),
     env=(LOCAL_URLS,),
+    frontend_module="dynamo.sglang_mm_resume.frontend",
     num_encode=2,
 )
 """Two encode workers, so that one may be lost."""
 
 E_P_D = replace(FAULTS, name="e-p-d", num_encode=1, num_decode=1)
 """A decode worker answers. Short time-outs as above, as its faults are tested here too."""
+
+ENCODE_LOCALLY = Deployment(
+    "encode-locally",
+    workers=FAULTS.workers,
+    processor=(*FAULTS.processor, "--encode-fallback", "local"),
+    env=FAULTS.env,
+)
+"""One encode worker, and an engine that can do without it."""
+
+MANY_IMAGES = Deployment(
+    "many-images",
+    workers=SMALL_POOL.workers,
+    processor=("--mm-resume-max-media-items", "512"),
+)
+"""Hundreds of pictures in one request, which the engine has room for 16,384 tokens of."""
 
 
 class Keeper:
@@ -143,6 +164,7 @@ class Keeper:
             num_prefill=deployment.num_prefill,
             num_decode=deployment.num_decode,
             dtype="float32",
+            frontend_module=deployment.frontend_module,
             processor_args=deployment.processor,
             encode_args=deployment.workers,
             prefill_args=(*deployment.workers, *deployment.prefill),

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from sglang.srt.multimodal.processors.base_processor import MultimodalSpecialTokens
 from sglang.srt.multimodal.processors.qwen_vl import QwenVLImageProcessor
 
@@ -159,6 +160,16 @@ async def test_other_requests_go_to_the_original(
     request = {"image_data": images, "input_text": [1]}
     assert await processor.process_mm_data_async(**request) == "by the original"
     assert processor.others == [request]
+
+
+async def test_pictures_are_for_the_engines_own_tower(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    pictures = [Image.new("RGB", (28, 28), colour) for colour in ("red", "blue")]
+    references = embeddings.offer(pictures)
+    assert await _ask(processor, references[::-1], [*PICTURE, *PICTURE]) == "by the original"
+    (request,) = processor.others
+    assert request["image_data"] == pictures[::-1]
 
 
 async def test_withdrawn_embeddings_are_forgotten(

@@ -102,3 +102,23 @@ async def test_a_writer_is_dead_when_it_is_silent_and_gone(workers: FakeEncodeWo
     writers = Writers(workers, SETTINGS)
     assert not await writers.close_transfer(WRITER, TRANSFER), "one failure may be an accident"
     assert await writers.close_transfer(WRITER, TRANSFER)
+
+
+async def test_a_dead_writer_is_forgotten_once_its_blocks_are_home(
+    workers: FakeEncodeWorkers,
+) -> None:
+    """Workers come and go for months: what is kept for each must not add up."""
+    side = ReceivingSide(2, 1)
+    writers = Writers(workers, SETTINGS)
+    watching = asyncio.ensure_future(writers.watch(side.assembler))
+    await side.start()
+    try:
+        await side.assembler.reserve(Reserve(transfer_id=TRANSFER, writer_instance_id=WRITER))
+        workers.answers = workers.listed = False
+        await _until(lambda: writers._failures[WRITER] >= SETTINGS.heartbeat_max_failures)
+        await _until(lambda: not side.receiver.writing)
+        side.writer_is_settled = True
+        await _until(lambda: not writers._failures)
+    finally:
+        watching.cancel()
+        await side.stop()

@@ -7,6 +7,7 @@ import asyncio
 import pytest
 
 from dynamo.sglang_mm_resume.workers.lifecycle import (
+    DrainFirst,
     RequestStopped,
     argument_errors,
     serve,
@@ -84,3 +85,18 @@ def test_upstream_s_complaints_are_one_line(capsys: pytest.CaptureFixture[str]) 
         raise ValueError("--tp-size must divide 8")
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: --tp-size must divide 8\n"
+
+
+async def test_endpoints_leave_discovery_after_the_work_has_ended() -> None:
+    events: list[str] = []
+
+    class Endpoint:
+        async def unregister_endpoint_instance(self) -> None:
+            events.append("left")
+
+    async def drain() -> None:
+        await asyncio.sleep(0)
+        events.append("drained")
+
+    await DrainFirst(drain, [Endpoint(), Endpoint()]).unregister_endpoint_instance()
+    assert events == ["drained", "left", "left"]

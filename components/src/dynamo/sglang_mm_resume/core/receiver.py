@@ -290,6 +290,11 @@ class Receiver:
         }
 
     @property
+    def writers(self) -> set[int]:
+        """The writer of every transfer that is not closed."""
+        return {transfer.reserve.writer_instance_id for transfer in self._live.values()}
+
+    @property
     def num_waiting(self) -> int:
         return len(self._queue)
 

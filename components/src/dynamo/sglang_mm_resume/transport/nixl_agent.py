@@ -116,6 +116,10 @@ class NixlAgent:
             raise ProtocolError("peers must have blocks of equal size")
         await self._call(lambda: self._connect(peer))
 
+    async def disconnect(self, agent: str) -> None:
+        """Forget a peer that has left; writes in flight to it end first. Unknown ones are fine."""
+        await self._call(lambda: self._forget(agent))
+
     def is_connected(self, agent: str) -> bool:
         return agent in self._peers
 

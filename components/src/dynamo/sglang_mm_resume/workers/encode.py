@@ -66,17 +66,27 @@ class Receivers:
         self._layout = layout
         self._instance_id = instance_id
         self._timeout_s = timeout_s
-        self._met: dict[str, Welcome] = {}
-        self._meeting: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        self._met: dict[ReceiverName, Welcome] = {}
+        self._meeting: defaultdict[ReceiverName, asyncio.Lock] = defaultdict(asyncio.Lock)
 
     async def meet(self, name: ReceiverName) -> Welcome:
         """Say hello once per NIXL agent. Raises `Refused` naming what differs."""
-        async with self._meeting[name.agent]:
-            welcome = self._met.get(name.agent)
+        async with self._meeting[name]:
+            welcome = self._met.get(name)
             if welcome is None or not self._agent.is_connected(name.agent):
+                await self._forget_departed()
                 welcome = await self._hello(name)
-                self._met[name.agent] = welcome
+                self._met[name] = welcome
             return welcome
+
+    async def _forget_departed(self) -> None:
+        """Prefill workers come and go; what is kept for each must not add up."""
+        alive = set(self._client.instance_ids())
+        for name in [name for name in self._met if name.instance_id not in alive]:
+            logger.info("prefill worker %s has left", name.instance_id)
+            del self._met[name]
+            self._meeting.pop(name, None)
+            await self._agent.disconnect(name.agent)
 
     async def _hello(self, name: ReceiverName) -> Welcome:
         hello = Hello(layout=self._layout, instance_id=self._instance_id)

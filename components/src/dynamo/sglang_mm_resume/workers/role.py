@@ -17,6 +17,7 @@ ROLES: Final[Mapping[str, str]] = {
     "prefill": "prefill_worker",
     "decode": "decode_worker",
     "processor": "processor",
+    "frontend": "frontend",
 }
 _MODES: Final = ("encode", "language")
 

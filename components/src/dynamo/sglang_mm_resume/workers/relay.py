@@ -1,0 +1,141 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""An HTTP relay in front of Dynamo's own server, for the one header that Dynamo cannot be told.
+
+Everything else passes as it is, piece by piece: neither a request nor an answer is ever held as a
+whole. HTTP/1.1 without upgrades: WebSockets are not relayed.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from typing import Final
+
+import aiohttp
+from aiohttp import hdrs, web
+from multidict import CIMultiDict
+from yarl import URL
+
+#: Statuses that mean "later": too many requests, unavailable, and Dynamo's own for overload.
+RETRY_STATUSES: Final = frozenset({429, 503, 529})
+
+# RFC 9110, section 7.6.1: these belong to one connection. `Expect` is answered here.
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "expect",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    }
+)
+# Dynamo's server takes longer lines than aiohttp's 8 kB; cookies and traces can be long.
+_MAX_HEADER_BYTES: Final = 256 * 1024
+_BACKLOG: Final = 1024
+# Answers are finished with Dynamo; this is for what slow clients have not read by then.
+_LAST_BYTES_S: Final = 5.0
+_NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None)
+
+
+@asynccontextmanager
+async def relay(listener: socket.socket, upstream: str, retry_after_s: int) -> AsyncIterator[None]:
+    """Serve on the bound socket `listener`, which is closed at the end, from the URL `upstream`.
+
+    Answers that mean "later" and do not say when get `Retry-After: retry_after_s`, in seconds.
+    """
+    async with aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=_NO_TIMEOUT,
+        auto_decompress=False,
+        cookie_jar=aiohttp.DummyCookieJar(),
+        skip_auto_headers=(hdrs.ACCEPT, hdrs.ACCEPT_ENCODING, hdrs.CONTENT_TYPE, hdrs.USER_AGENT),
+        max_line_size=_MAX_HEADER_BYTES,
+        max_field_size=_MAX_HEADER_BYTES,
+    ) as session:
+        app = web.Application()
+        app.router.add_route("*", "/{path:.*}", _Handler(session, upstream, retry_after_s).handle)
+        app.on_response_prepare.append(_without_server_name)
+        runner = web.AppRunner(
+            app,
+            access_log=None,
+            # A client that hangs up ends the request at Dynamo too.
+            handler_cancellation=True,
+            shutdown_timeout=_LAST_BYTES_S,
+            max_line_size=_MAX_HEADER_BYTES,
+            max_field_size=_MAX_HEADER_BYTES,
+        )
+        await runner.setup()
+        try:
+            await web.SockSite(runner, listener, backlog=_BACKLOG).start()
+            yield
+        finally:
+            await runner.cleanup()
+
+
+class _Handler:
+    def __init__(self, session: aiohttp.ClientSession, upstream: str, retry_after_s: int) -> None:
+        self._session = session
+        self._upstream = upstream
+        self._retry_after = str(retry_after_s)
+
+    async def handle(self, request: web.Request) -> web.StreamResponse:
+        try:
+            answer = await self._session.request(
+                request.method,
+                URL(self._upstream + request.raw_path, encoded=True),
+                headers=_end_to_end(request.headers),
+                data=request.content if request.body_exists else None,
+                allow_redirects=False,
+            )
+        except aiohttp.ClientConnectionError:
+            return self._unavailable()
+        async with answer:
+            return await self._pass_back(request, answer)
+
+    async def _pass_back(
+        self, request: web.Request, answer: aiohttp.ClientResponse
+    ) -> web.StreamResponse:
+        headers = _end_to_end(answer.headers)
+        if answer.status in RETRY_STATUSES:
+            headers.setdefault(hdrs.RETRY_AFTER, self._retry_after)
+        response = web.StreamResponse(status=answer.status, reason=answer.reason, headers=headers)
+        await response.prepare(request)
+        try:
+            async for piece in answer.content.iter_any():
+                await response.write(piece)
+        except aiohttp.ClientPayloadError:
+            # Half an answer must not look like a whole one.
+            if request.transport is not None:
+                request.transport.abort()
+            return response
+        await response.write_eof()
+        return response
+
+    def _unavailable(self) -> web.Response:
+        """Dynamo's server is not up yet, or is about to end; in the form of its own errors."""
+        body = {
+            "message": "The frontend is not ready to serve requests",
+            "type": "Service Unavailable",
+            "code": 503,
+        }
+        return web.json_response(body, status=503, headers={hdrs.RETRY_AFTER: self._retry_after})
+
+
+def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """The headers that are not for one connection alone."""
+    kept = CIMultiDict(headers)
+    named = ",".join(kept.getall(hdrs.CONNECTION, [])).lower()
+    for name in _HOP_BY_HOP.union(part.strip() for part in named.split(",")):
+        kept.popall(name, None)
+    return kept
+
+
+async def _without_server_name(_request: web.Request, response: web.StreamResponse) -> None:
+    """aiohttp would name itself and its version; Dynamo names nothing."""
+    response.headers.popall(hdrs.SERVER, None)

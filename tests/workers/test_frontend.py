@@ -1,0 +1,297 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""The relay in front of a real small server, and the arguments of the frontend."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+import aiohttp
+import pytest
+from aiohttp import web
+from yarl import URL
+
+from dynamo.sglang_mm_resume.args import SettingError
+from dynamo.sglang_mm_resume.workers.relay import relay
+from dynamo.sglang_mm_resume.workers.role import choose
+from dynamo.sglang_mm_resume.workers.start_frontend import (
+    RETRY_AFTER,
+    parse_retry_after,
+    relay_address,
+)
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+RETRY_AFTER_S = 7
+DEADLINE_S = 10.0
+MANY_BYTES = 32 * 2**20
+"""Above what the sockets and the relay hold on the way."""
+PIECE = b"x" * 2**16
+
+
+@dataclass
+class Front:
+    """The relay's address and a client of it."""
+
+    url: str
+    client: aiohttp.ClientSession
+
+
+@asynccontextmanager
+async def relayed(handler: Handler | None) -> AsyncIterator[Front]:
+    """A relay in front of a server that answers by `handler`; None: nobody listens there."""
+    upstream_socket, listener = _bound(), _bound()
+    runner = web.ServerRunner(web.Server(handler or _never, handler_cancellation=True))
+    await runner.setup()
+    if handler is not None:
+        await web.SockSite(runner, upstream_socket).start()
+    front_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    upstream_url = f"http://127.0.0.1:{upstream_socket.getsockname()[1]}"
+    try:
+        async with (
+            asyncio.timeout(DEADLINE_S),
+            relay(listener, upstream_url, RETRY_AFTER_S),
+            aiohttp.ClientSession(auto_decompress=False) as client,
+        ):
+            yield Front(front_url, client)
+    finally:
+        await runner.cleanup()
+        upstream_socket.close()
+
+
+@pytest.mark.parametrize("status", [200, 400, 404, 429, 500, 503, 504, 529])
+async def test_only_answers_that_mean_later_get_the_header(status: int) -> None:
+    async def handler(_request: web.BaseRequest) -> web.Response:
+        return web.Response(status=status, text="body")
+
+    async with relayed(handler) as front, front.client.get(front.url) as answer:
+        assert answer.status == status
+        assert await answer.text() == "body"
+        expected = str(RETRY_AFTER_S) if status in (429, 503, 529) else None
+        assert answer.headers.get("Retry-After") == expected
+
+
+async def test_a_header_that_is_there_stays() -> None:
+    async def handler(_request: web.BaseRequest) -> web.Response:
+        return web.Response(status=503, headers={"retry-after": "99"})
+
+    async with relayed(handler) as front, front.client.get(front.url) as answer:
+        assert answer.headers.getall("Retry-After") == ["99"]
+
+
+async def test_nobody_upstream() -> None:
+    async with relayed(None) as front, front.client.post(front.url, data=b"{}") as answer:
+        assert answer.status == 503
+        assert answer.headers["Retry-After"] == str(RETRY_AFTER_S)
+        body = await answer.json()
+        assert body["code"] == 503
+        assert body["message"]
+
+
+async def test_the_request_arrives_as_it_was_sent() -> None:
+    seen: list[web.BaseRequest] = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        seen.append(request)
+        return web.Response(text=(await request.read()).decode())
+
+    path = "/v1/models/a%2fb%7E?q=%20x&q=+y"
+    async with relayed(handler) as front:
+        headers = {"X-Own": "1", "Connection": "X-Secret", "X-Secret": "2", "Content-Type": "a/b"}
+        url = URL(front.url + path, encoded=True)
+        async with front.client.request("PATCH", url, data=b"text", headers=headers) as answer:
+            assert await answer.text() == "text"
+    (request,) = seen
+    assert (request.method, request.raw_path) == ("PATCH", path)
+    assert request.headers["X-Own"] == "1"
+    assert request.headers["Content-Type"] == "a/b"
+    assert request.headers["Content-Length"] == "4"
+    assert request.headers["Host"] == front.url.removeprefix("http://")
+    assert "X-Secret" not in request.headers
+
+
+async def test_the_answer_arrives_as_it_was_sent() -> None:
+    async def handler(_request: web.BaseRequest) -> web.Response:
+        response = web.Response(body=b"not really gzip", headers={"Content-Encoding": "gzip"})
+        response.headers.add("X-Twice", "1")
+        response.headers.add("X-Twice", "2")
+        return response
+
+    async with relayed(handler) as front, front.client.get(front.url) as answer:
+        assert await answer.read() == b"not really gzip"
+        assert answer.headers["Content-Encoding"] == "gzip"
+        assert answer.headers.getall("X-Twice") == ["1", "2"]
+        assert answer.headers["Content-Length"] == "15"
+
+
+async def test_events_pass_at_once() -> None:
+    received = asyncio.Event()
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        for number in range(3):
+            received.clear()
+            await response.write(b"data: %d\n\n" % number)
+            await received.wait()  # the next one only when this one has arrived
+        return response
+
+    async with relayed(handler) as front, front.client.get(front.url) as answer:
+        for number in range(3):
+            assert await answer.content.readany() == b"data: %d\n\n" % number
+            received.set()
+        assert await answer.content.read() == b""
+
+
+@pytest.mark.parametrize("when", ["before-the-answer", "in-the-answer"])
+async def test_hanging_up_reaches_upstream(when: str) -> None:
+    arrived, cancelled = asyncio.Event(), asyncio.Event()
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        if when == "in-the-answer":
+            await response.prepare(request)
+            await response.write(b"first")
+        arrived.set()
+        try:
+            await asyncio.Event().wait()
+        finally:
+            cancelled.set()
+        return response
+
+    async with relayed(handler) as front:
+        asking = asyncio.create_task(_read(front))
+        await arrived.wait()
+        assert not cancelled.is_set()
+        asking.cancel()
+        await cancelled.wait()
+
+
+async def test_an_answer_that_breaks_off_is_not_made_whole() -> None:
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        response = web.StreamResponse()
+        await response.prepare(request)
+        await response.write(b"half")
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    async with relayed(handler) as front:
+        with pytest.raises((aiohttp.ClientPayloadError, aiohttp.ClientConnectionError)):
+            await _read(front)
+
+
+async def test_a_large_request_is_not_held() -> None:
+    """The first piece arrives while the client has not sent the second."""
+    received = asyncio.Event()
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        size = 0
+        async for piece in request.content.iter_any():
+            size += len(piece)
+            received.set()
+        return web.Response(text=str(size))
+
+    async def body() -> AsyncIterator[bytes]:
+        yield PIECE
+        await received.wait()
+        for _ in range(MANY_BYTES // len(PIECE) - 1):
+            yield PIECE
+
+    async with relayed(handler) as front, front.client.post(front.url, data=body()) as answer:
+        assert int(await answer.text()) == MANY_BYTES
+
+
+async def test_a_large_answer_is_not_held() -> None:
+    """A client that does not read stops the sender; one that reads gets all."""
+    sent = 0
+
+    async def handler(request: web.BaseRequest) -> web.StreamResponse:
+        nonlocal sent
+        response = web.StreamResponse()
+        await response.prepare(request)
+        for _ in range(MANY_BYTES // len(PIECE)):
+            await response.write(PIECE)
+            sent += len(PIECE)
+        return response
+
+    async with relayed(handler) as front, front.client.get(front.url) as answer:
+        before = -1
+        while sent != before:  # until nothing moves any more
+            before = sent
+            await asyncio.sleep(0.2)
+        assert sent < MANY_BYTES
+        assert len(await answer.read()) == MANY_BYTES
+
+
+async def test_expect_is_answered() -> None:
+    """Clients wait for it before they send a large body, curl for a second."""
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        assert "Expect" not in request.headers
+        return web.Response(text=(await request.read()).decode())
+
+    async with (
+        relayed(handler) as front,
+        front.client.post(front.url, data=b"text", expect100=True) as answer,
+    ):
+        assert await answer.text() == "text"
+
+
+def test_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert parse_retry_after(["--http-port", "1"]) == (1, ["--http-port", "1"])
+    monkeypatch.setenv(RETRY_AFTER.env, "3")
+    assert parse_retry_after([]) == (3, [])
+    assert parse_retry_after(["--retry-after=5", "-i"]) == (5, ["-i"])
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "1.5", "soon", "", "86401"])
+def test_a_wrong_retry_after_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for argv in ([f"--retry-after={value}"], []):
+        monkeypatch.setenv(RETRY_AFTER.env, value)
+        with pytest.raises(SettingError, match=r"--retry-after.*RETRY_AFTER_S"):
+            parse_retry_after(argv)
+
+
+def test_the_address_is_dynamos(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert relay_address([]) == ("0.0.0.0", 8000)
+    monkeypatch.setenv("DYN_HTTP_PORT", "81")
+    monkeypatch.setenv("DYN_HTTP_HOST", "::")
+    assert relay_address(["--migration-limit", "3"]) == ("::", 81)
+    assert relay_address(["--http-port", "82", "--http-host=localhost"]) == ("localhost", 82)
+
+
+@pytest.mark.parametrize(
+    ("argv", "says"),
+    [
+        (["--tls-cert-path", "a", "--tls-key-path", "b"], "--tls-cert-path"),
+        (["--interactive"], "--interactive"),
+        (["--kserve-grpc-server"], "--kserve-grpc-server"),
+    ],
+)
+def test_what_cannot_be_relayed_is_refused(argv: list[str], says: str) -> None:
+    with pytest.raises(SettingError, match=says):
+        relay_address(argv)
+
+
+def test_the_role() -> None:
+    assert choose(["--role", "frontend", "-x"], {}) == ("frontend", ["-x"])
+
+
+def _bound() -> socket.socket:
+    bound = socket.socket()
+    bound.bind(("127.0.0.1", 0))
+    return bound
+
+
+async def _never(_request: web.BaseRequest) -> web.StreamResponse:
+    raise AssertionError("nobody listens")
+
+
+async def _read(front: Front) -> bytes:
+    async with front.client.get(front.url) as answer:
+        return await answer.read()
