@@ -136,6 +136,24 @@ async def test_the_decode_worker_answers_with_the_kv_that_the_prefill_worker_nam
     graph.assert_both_are_over()
 
 
+async def test_embeddings_may_be_awaited_for_long_before_the_kv_is_named() -> None:
+    async def late(request: dict[str, Any], context: Any) -> AsyncIterator[Any]:
+        await probed_often.wait()
+        async for chunk in _prefills(request, context):
+            yield chunk
+
+    async def counting(request: dict[str, Any], context: Any) -> AsyncIterator[Any]:
+        pings.append(request["op"])
+        if len(pings) >= 5:
+            probed_often.set()
+        yield dump(Done())
+
+    pings: list[str] = []
+    probed_often = asyncio.Event()
+    assert (await Graph(prefill=late, prefill_control=counting).ask())[-1] == LAST
+    assert set(pings) == {"ping"}
+
+
 async def test_rooms_differ() -> None:
     graph = Graph()
     await graph.ask()

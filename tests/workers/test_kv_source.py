@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""`KvSource`: an aborted prefill is an error, which ends the decode that waits for its KV."""
+"""A prefill engine beside decode workers: what would leave one of the two waiting is an error."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from dynamo.llm.exceptions import InvalidArgument
 from dynamo.sglang.request_handlers import PrefillWorkerHandler
 
 from dynamo.sglang_mm_resume.core.errors import TransferFailed
+from dynamo.sglang_mm_resume.workers.prefill import KvSourceHandler
 from dynamo.sglang_mm_resume.workers.sglang_engine import KvSource
 
 
@@ -42,3 +43,9 @@ async def test_an_abort_for_the_clients_fault_says_so(monkeypatch: pytest.Monkey
     abort = {"type": "abort", "status_code": 400, "message": "too long"}
     with pytest.raises(InvalidArgument, match="too long"):
         await _consume(monkeypatch, {"finish_reason": abort})
+
+
+async def test_a_processor_that_knows_no_decode_worker_is_told() -> None:
+    handler = object.__new__(KvSourceHandler)
+    with pytest.raises(RuntimeError, match="--decode-workers"):
+        await anext(handler.generate({"token_ids": [1]}, context=None))

@@ -86,7 +86,9 @@ async def each_beside(stream: AsyncIterator[T], work: "asyncio.Task[Any]") -> As
                 work.result()
             found = await item
         finally:
-            item.cancel()
+            if not item.done():
+                item.cancel()
+                await asyncio.gather(item, return_exceptions=True)  # its clean-up comes first
         if not found:
             return
         yield found[0]

@@ -10,7 +10,7 @@ an error or the client, ends the other, which would otherwise wait for KV for mi
 import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -23,7 +23,6 @@ from dynamo.sglang_mm_resume.transport.rpc import (
     answers_ping,
     each_beside,
     each_while,
-    each_within,
     heartbeat,
 )
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
@@ -33,7 +32,7 @@ Chunk = dict[str, Any]
 
 #: The component of decode workers: the name that Dynamo gives to them, and its planner looks for.
 DECODE_COMPONENT = "backend"
-#: Seconds until a worker has taken a request, and until a prefill worker has named its KV.
+#: Seconds until a worker has taken a request.
 START_TIMEOUT_S = 5.0
 #: SGLang's rooms are positive and signed.
 ROOM_BITS = 63
@@ -87,13 +86,15 @@ class PrefillDecode:
                 _child(context, self._decode.role) as decode_context,
             ):
                 room = {"bootstrap_info": {"bootstrap_room": secrets.randbits(ROOM_BITS)}}
-                source = await _start(self._prefill, prefill, request | room, prefill_context)
-                kv = {"bootstrap_info": await self._named_kv(source, prefill)}
-                prefilling = asyncio.ensure_future(self._finish(source, prefill))
+                stream = await _start(self._prefill, prefill, request | room, prefill_context)
+                source = self._while_alive(stream, self._prefill, prefill)
+                kv = {"bootstrap_info": await _named_kv(source, prefill)}
+                prefilling = asyncio.ensure_future(_finish(source, prefill))
+                answer = self._answer(request | kv, decode, decode_context)
                 try:
-                    answer = self._answer(request | kv, decode, decode_context)
-                    async for chunk in each_beside(answer, prefilling):
-                        yield chunk
+                    async with aclosing(answer):
+                        async for chunk in each_beside(answer, prefilling):
+                            yield chunk
                 finally:
                     prefilling.cancel()
                     await asyncio.gather(prefilling, return_exceptions=True)
@@ -109,25 +110,6 @@ class PrefillDecode:
             self._decode_workers.suspect(decode)
             raise TransferFailed(str(error)) from error
 
-    async def _named_kv(self, source: AsyncIterator[Chunk], prefill: int) -> dict[str, Any]:
-        """Host, port and room, which a prefill worker sends before it works."""
-        async for chunk in each_within(START_TIMEOUT_S, source):
-            if chunk.get("disaggregated_params"):
-                return dict(chunk["disaggregated_params"])
-            break
-        raise ProtocolError(
-            f"prefill worker {prefill} does not name its KV: with decode workers it is started "
-            "with --disaggregation-mode prefill"
-        )
-
-    async def _finish(self, source: AsyncIterator[Chunk], prefill: int) -> None:
-        """The rest of the prefill, which ends once the decode worker has its KV."""
-        finished = False
-        async for chunk in self._while_alive(source, self._prefill, prefill):
-            finished = finished or bool(chunk.get("engine_data"))
-        if not finished:
-            raise TransferFailed(f"prefill worker {prefill} gave up before its KV was fetched")
-
     def _while_alive(
         self, stream: AsyncIterator[Chunk], half: Half, instance_id: int
     ) -> AsyncIterator[Chunk]:
@@ -135,6 +117,26 @@ class PrefillDecode:
         who, failures = f"{half.role} worker", self._settings.heartbeat_max_failures
         probe = heartbeat(half.control, instance_id, who, interval_s, failures)
         return each_while(stream, interval_s, probe)
+
+
+async def _named_kv(source: AsyncIterator[Chunk], prefill: int) -> dict[str, Any]:
+    """Host, port and room, which a prefill worker sends before its engine works."""
+    first: Chunk = await anext(source, {})
+    if not first.get("disaggregated_params"):
+        raise ProtocolError(
+            f"prefill worker {prefill} does not name its KV: with decode workers it is started "
+            "with --disaggregation-mode prefill"
+        )
+    return dict(first["disaggregated_params"])
+
+
+async def _finish(source: AsyncIterator[Chunk], prefill: int) -> None:
+    """The rest of the prefill, which ends once the decode worker has its KV."""
+    finished = False
+    async for chunk in source:
+        finished = finished or bool(chunk.get("engine_data"))
+    if not finished:
+        raise TransferFailed(f"prefill worker {prefill} gave up before its KV was fetched")
 
 
 async def _start(half: Half, instance_id: int, request: dict[str, Any], context: Any) -> Any:

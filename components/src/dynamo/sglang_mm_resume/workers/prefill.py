@@ -287,6 +287,18 @@ class PrefillHandler(_FromTransfers, DecodeWorkerHandler):
 class KvSourceHandler(_FromTransfers, KvSource):
     """The same for an engine that hands its KV to a decode worker, which answers."""
 
+    async def generate(
+        self, request: dict[str, Any], context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The KV's name first; then nothing until a decode worker has fetched it."""
+        if not request.get("bootstrap_info"):  # nobody would fetch it
+            raise RuntimeError(
+                "with --disaggregation-mode prefill this worker answers nothing itself: start the "
+                "processor with --decode-workers"
+            )
+        async for chunk in super().generate(request, context):
+            yield chunk
+
 
 def leaving() -> Refused:
     """This worker shuts down: the same request does well on another."""

@@ -255,17 +255,12 @@ class Processor:
                 if chunk.get("finish_reason"):
                     unfinished.discard(chunk.get("index") or 0)
                 yield chunk
-        except PeerUnreachable as error:
-            self._prefill_workers.suspect(prefill)
-            raise PrefillFailed(error) from error
-        except TransferFailed as error:
-            raise PrefillFailed(error) from error
-        except ResumeError:
-            raise
         except Exception as error:
+            if isinstance(error, PeerUnreachable):
+                self._prefill_workers.suspect(prefill)
             if context.is_stopped():
                 raise RequestStopped from error
-            raise _of_prefill(relayed(error)) from error
+            raise _of_prefill(error) from error
         if unfinished and not context.is_stopped():
             raise PrefillFailed(
                 TransferFailed(f"the answer of prefill worker {prefill} ended early")
@@ -300,8 +295,13 @@ class Processor:
 
 def _of_prefill(error: Exception) -> Exception:
     """503 says that the worker cannot serve now; all else would be the same elsewhere."""
-    unavailable = isinstance(error, HttpError) and error.code == 503
-    return PrefillFailed(error) if unavailable else error
+    if isinstance(error, TransferFailed):
+        return PrefillFailed(error)
+    if isinstance(error, ResumeError):
+        return error
+    downstream = relayed(error)
+    unavailable = isinstance(downstream, HttpError) and downstream.code == 503
+    return PrefillFailed(downstream) if unavailable else downstream
 
 
 def _with_statistics(chunk: dict[str, Any], items: list[Item]) -> dict[str, Any]:
