@@ -103,7 +103,14 @@ FAULTS = Deployment(
 )
 """Two encode workers, so that one may be lost."""
 
-E_P_D = replace(FAULTS, name="e-p-d", num_encode=1, num_decode=1)
+E_P_D_CONTEXT_LENGTH = 8192
+E_P_D = replace(
+    FAULTS,
+    name="e-p-d",
+    prefill=("--context-length", str(E_P_D_CONTEXT_LENGTH)),
+    num_encode=1,
+    num_decode=1,
+)
 """A decode worker answers. Short time-outs as above, as its faults are tested here too."""
 
 ENCODE_LOCALLY = Deployment(

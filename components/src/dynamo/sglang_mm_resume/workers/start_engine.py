@@ -52,7 +52,9 @@ async def run_engine(
     with argument_errors():
         config = await parse_args(arguments)
         if config.serving_mode not in modes:
-            raise ValueError(f"--disaggregation-mode: not {config.serving_mode.value} here")
+            raise ValueError(
+                f"--disaggregation-mode: {config.serving_mode.value!r} is none of this worker's"
+            )
     # Our handlers serve all that the text path does; this flag would withhold half of it.
     config.dynamo_args.enable_multimodal = False
     config.dynamo_args.component = component
