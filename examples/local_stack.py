@@ -289,6 +289,11 @@ class LocalStack:
         ]
 
     @property
+    def environment(self) -> Mapping[str, str]:
+        """Environment of the processes; another program in it finds and reaches them."""
+        return self._children["frontend"].spec.env
+
+    @property
     def log_dir(self) -> Path:
         """Where the logs are."""
         return self._log_dir

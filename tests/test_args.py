@@ -71,6 +71,19 @@ SPELLINGS: dict[str, tuple[str, str, Any, str]] = {
         "10",
     ),
     "max_encodes": ("--mm-resume-max-encodes", "DYN_SGL_MM_RESUME_MAX_ENCODES", 5, "5"),
+    "max_requests": ("--mm-resume-max-requests", "DYN_SGL_MM_RESUME_MAX_REQUESTS", 7, "7"),
+    "encode_fallback": (
+        "--encode-fallback",
+        "DYN_SGL_MM_RESUME_ENCODE_FALLBACK",
+        "local",
+        "local",
+    ),
+    "shutdown_grace_s": (
+        "--mm-resume-shutdown-grace-s",
+        "DYN_SGL_MM_RESUME_SHUTDOWN_GRACE_S",
+        3.5,
+        "3.5",
+    ),
     "max_media_items": (
         "--mm-resume-max-media-items",
         "DYN_SGL_MM_RESUME_MAX_MEDIA_ITEMS",
@@ -86,6 +99,14 @@ SPELLINGS: dict[str, tuple[str, str, Any, str]] = {
         "0.25",
     ),
 }
+# Settings that are on or off: (flag, environment name)
+SWITCHES: dict[str, tuple[str, str]] = {
+    "use_block_allocator": ("--use-block-allocator", "SGLANG_USE_BLOCK_ALLOCATOR"),
+    "checksum": ("--mm-resume-checksum", "DYN_SGL_MM_RESUME_CHECKSUM"),
+}
+every_switch = pytest.mark.parametrize(
+    ("name", "flag", "env"), [(name, *spelling) for name, spelling in SWITCHES.items()]
+)
 EVERY_SETTING = [(name, *spelling) for name, spelling in SPELLINGS.items()]
 TOKENS_FLAG, TOKENS_ENV = DEFAULT_TOKENS.flag, DEFAULT_TOKENS.env
 
@@ -125,7 +146,7 @@ def test_nothing_given() -> None:
 
 
 def test_the_tables_here_cover_every_setting() -> None:
-    assert set(SPELLINGS) | {"use_block_allocator", "slot_tokens"} == set(Settings.model_fields)
+    assert set(SPELLINGS) | set(SWITCHES) | {"slot_tokens"} == set(Settings.model_fields)
 
 
 @pytest.mark.parametrize(("name", "flag", "env", "value", "text"), EVERY_SETTING)
@@ -181,33 +202,40 @@ def test_the_line_of_a_refusal(refused: Any) -> None:
     )
 
 
+@every_switch
 @pytest.mark.parametrize("word", ["false", "False", "0", "no", "off"])
-def test_block_allocator_off_by_environment(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SGLANG_USE_BLOCK_ALLOCATOR", word)
-    assert not settings().use_block_allocator
-    assert settings("--use-block-allocator").use_block_allocator
-
-
-@pytest.mark.parametrize("word", ["true", "TRUE", "1", "yes", "on"])
-def test_block_allocator_on_by_environment(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("SGLANG_USE_BLOCK_ALLOCATOR", word)
-    assert settings().use_block_allocator
-    assert not settings("--no-use-block-allocator").use_block_allocator
-
-
-@pytest.mark.parametrize("word", ["", "maybe", "2"])
-def test_block_allocator_neither_on_nor_off(
-    word: str, refused: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_switch_off_by_environment(
+    name: str, flag: str, env: str, word: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("SGLANG_USE_BLOCK_ALLOCATOR", word)
+    monkeypatch.setenv(env, word)
+    assert getattr(settings(), name) is False
+    assert getattr(settings(flag), name) is True
+
+
+@every_switch
+@pytest.mark.parametrize("word", ["true", "TRUE", "1", "yes", "on"])
+def test_a_switch_on_by_environment(
+    name: str, flag: str, env: str, word: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(env, word)
+    assert getattr(settings(), name) is True
+    assert getattr(settings(flag.replace("--", "--no-", 1)), name) is False
+
+
+@every_switch
+@pytest.mark.parametrize("word", ["", "maybe", "2"])
+def test_a_switch_neither_on_nor_off(
+    name: str, flag: str, env: str, word: str, refused: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(env, word)
     said = refused()
-    assert said.startswith("--use-block-allocator (SGLANG_USE_BLOCK_ALLOCATOR): ")
+    assert said.startswith(f"{flag} ({env}): ")
     assert said.endswith("is neither true nor false")
 
 
-def test_block_allocator_takes_no_value(refused: Any) -> None:
-    said = refused("--no-use-block-allocator=yes")
-    assert said.startswith("--use-block-allocator (SGLANG_USE_BLOCK_ALLOCATOR): ")
+@every_switch
+def test_a_switch_takes_no_value(name: str, flag: str, env: str, refused: Any) -> None:
+    assert refused(f"{flag.replace('--', '--no-', 1)}=yes").startswith(f"{flag} ({env}): ")
 
 
 def test_fixed_slots(refused: Any, monkeypatch: pytest.MonkeyPatch) -> None:

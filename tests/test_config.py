@@ -22,11 +22,15 @@ DEFAULTS = {
     "heartbeat_interval_s": 5.0,
     "heartbeat_max_failures": 2,
     "pool_device": "auto",
+    "encode_fallback": "fail",
+    "max_requests": 512,
+    "shutdown_grace_s": 30.0,
     "max_assembled_mib": 2048,
     "max_waiting_transfers": 256,
     "max_encodes": 64,
     "max_media_items": 64,
     "chunk_blocks": 16,
+    "checksum": False,
     "drain_s": 1.0,
     "max_quarantined_fraction": 0.5,
 }
@@ -123,3 +127,21 @@ def test_spellings_are_unique_and_described() -> None:
 def test_spec_of_an_unknown_name() -> None:
     with pytest.raises(KeyError):
         spec_of("blocksize")
+
+
+@pytest.mark.parametrize("policy", ["fail", "local"])
+def test_what_to_do_without_an_encode_worker(policy: str) -> None:
+    assert Settings(encode_fallback=policy).encode_fallback == policy
+
+
+@pytest.mark.parametrize("policy", ["", "none", "Local", "local "])
+def test_another_policy_is_refused(policy: str) -> None:
+    said = message(encode_fallback=policy)
+    assert said.startswith(f"{spec_of('encode_fallback').label}: {policy!r} is not fail or local")
+
+
+def test_every_limit_is_a_metric() -> None:
+    limits = Settings(max_requests=3, max_encodes=4).limits
+    assert limits["max_requests"] == 3
+    assert limits["max_encodes"] == 4
+    assert set(limits) == {name for name in Settings.model_fields if name.startswith("max_")}

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -155,3 +156,37 @@ def anchors(document: Path) -> set[str]:
 def without_blocks(text: str) -> str:
     """`text` without its fenced blocks."""
     return re.sub(r"^```.*?^```$", "", text, flags=re.MULTILINE | re.DOTALL)
+
+
+FAILURES = ROOT / "docs" / "failure-model.md"
+
+
+def test_log_lines_that_are_quoted_exist() -> None:
+    """In the document, `…` stands for what a line fills in."""
+    source = re.sub(
+        r"%[\w.]+|\{[^{}]*\}", "…", " ".join(p.read_text() for p in PACKAGE.rglob("*.py"))
+    )
+    quoted = re.findall(r'`"([^"`]+)"`', FAILURES.read_text())
+    assert len(quoted) > 5
+    # What is filled in may itself be the first word, such as the role of a worker.
+    unknown = [line for line in quoted if not any(form in source for form in _forms(line))]
+    assert not unknown
+
+
+def _forms(line: str) -> tuple[str, ...]:
+    return line, re.sub(r"^\w+", "…", line), re.sub(r"^\w+ worker", "…", line)
+
+
+def test_metrics_that_are_named_exist() -> None:
+    from dynamo.sglang_mm_resume import metrics
+    from dynamo.sglang_mm_resume.transport.assembler import Totals
+    from dynamo.sglang_mm_resume.transport.writer import WriterTotals
+    from dynamo.sglang_mm_resume.workers.hand_off import HandOffTotals
+    from dynamo.sglang_mm_resume.workers.processor import ProcessorTotals
+
+    totals = (Totals, WriterTotals, HandOffTotals, ProcessorTotals)
+    known = {f"{field.name}_total" for kind in totals for field in fields(kind)}
+    known |= {"refusals_total", "oddities_total", "limit", "pool_blocks", *metrics._GAUGES}
+    named = set(re.findall(r"`mm_resume_(\w+)", FAILURES.read_text()))
+    assert len(named) > 5
+    assert named <= known

@@ -32,7 +32,7 @@ GRANT = m.Grant(
     valid_s=30.0,
 )
 RECEIVER = m.ReceiverName(instance_id=2**63, agent="prefill-1")
-HELLO = m.Hello(layout=LAYOUT, instance_id=2**63)
+HELLO = m.Hello(layout=LAYOUT, instance_id=2**63, agent="encode-1")
 WELCOME = m.Welcome(
     layout=LAYOUT,
     agent="prefill-1",
@@ -157,6 +157,9 @@ def test_a_transfer_id_is_short_and_plain(transfer_id: str) -> None:
         {"block_size": 0},
         {"chunk_blocks": 0},
         {"valid_s": 0},
+        {"valid_s": float("inf")},
+        {"valid_s": float("nan")},
+        {"valid_s": 1e300},
         {"generation": -1},
         {"first_token": -1},
     ],
@@ -164,6 +167,35 @@ def test_a_transfer_id_is_short_and_plain(transfer_id: str) -> None:
 def test_an_impossible_grant_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
         m.parse(m.ENCODE_CONTROL, {"op": "forward", "grant": GRANT.model_dump() | wrong})
+
+
+def test_an_encode_carries_its_own_grant() -> None:
+    """Closing one transfer would otherwise leave another behind."""
+    encode = next(message for message, adapter in MESSAGES if adapter is m.ENCODE)
+    with pytest.raises(ProtocolError, match="another transfer"):
+        m.parse(m.ENCODE, m.dump(encode) | {"transfer_id": "transfer-2"})
+
+
+@pytest.mark.parametrize("grid", [(), (1, 4), (1, 4, 4, 4), (0, 4, 4), (1, -4, -4)])
+def test_a_grid_has_three_positive_sides(grid: tuple[int, ...]) -> None:
+    with pytest.raises(ProtocolError, match="grid"):
+        m.parse(m.ENCODE_EVENT, m.dump(SIZED) | {"grid": grid})
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"op": "x" * 2**20},
+        {"op": "ping", "x" * 2**20: 1},
+        {"op": "ping", "v": "x" * 2**20},
+        {"op": "hello", "layout": {"x" * 2**20: 1}},
+    ],
+    ids=["tag", "field", "version", "layout"],
+)
+def test_a_refusal_does_not_repeat_megabytes(payload: dict[str, Any]) -> None:
+    with pytest.raises(ResumeError) as error:
+        m.parse(m.PREFILL_REQUEST, payload)
+    assert len(m.Refusal.of(error.value).message) <= m.MAX_REFUSAL_CHARS
 
 
 @pytest.mark.parametrize(
@@ -183,8 +215,10 @@ def test_an_error_keeps_its_meaning_and_text_on_the_way(error: ResumeError, reas
 # Notices: bytes from NIXL.
 
 
-def test_a_notice_survives_its_bytes() -> None:
-    assert m.parse_notice(NOTICE.model_dump_json().encode()) == NOTICE
+@pytest.mark.parametrize("checksum", [None, 0, 2**32 - 1])
+def test_a_notice_survives_its_bytes(checksum: int | None) -> None:
+    notice = NOTICE.model_copy(update={"checksum": checksum})
+    assert m.parse_notice(notice.model_dump_json().encode()) == notice
 
 
 @pytest.mark.parametrize(
@@ -200,7 +234,7 @@ def test_a_notice_lacks_nothing(field: str) -> None:
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"v": 2},
+        {"v": PROTOCOL_VERSION + 1},
         {"op": "sent"},
         {"generation": -1},
         {"num_tokens": 0},
@@ -209,6 +243,9 @@ def test_a_notice_lacks_nothing(field: str) -> None:
         {"chunk": None},
         {"more": 1},
         {"transfer_id": ""},
+        {"checksum": -1},
+        {"checksum": 2**32},
+        {"checksum": "sum"},
     ],
 )
 def test_a_malformed_notice_is_a_protocol_error(wrong: dict[str, Any]) -> None:
@@ -226,6 +263,12 @@ def test_a_malformed_notice_is_a_protocol_error(wrong: dict[str, Any]) -> None:
 def test_any_other_bytes_are_a_protocol_error(payload: bytes) -> None:
     with pytest.raises(ProtocolError):
         m.parse_notice(payload)
+
+
+def test_a_huge_notice_is_not_read() -> None:
+    payload = NOTICE.model_dump_json().encode()
+    with pytest.raises(ProtocolError, match="at most"):
+        m.parse_notice(payload + b" " * m.MAX_NOTICE_BYTES)
 
 
 # Chunks: both sides cut a grant alike.

@@ -66,7 +66,7 @@ def test_chunks_leave_in_order_and_the_last_of_a_grant_is_told() -> None:
 def test_the_notice_says_what_the_chunk_is() -> None:
     sender = a_sender(total_tokens=7)
     post(sender)
-    notice = sender.notice(post(sender))
+    notice = sender.notice(post(sender), checksum=2**32 - 1)
     assert notice.model_dump(exclude={"v", "op"}) == {
         "transfer_id": "transfer-1",
         "generation": 0,
@@ -74,6 +74,7 @@ def test_the_notice_says_what_the_chunk_is() -> None:
         "first_token": 4,
         "num_tokens": 3,
         "total_tokens": 7,
+        "checksum": 2**32 - 1,
     }
 
 

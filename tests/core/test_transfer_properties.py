@@ -15,7 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from dynamo.sglang_mm_resume.core.messages import ChunkNotice
 from dynamo.sglang_mm_resume.core.transitions import Receiving
-from tests.core.world import Item, World, chunks_by_rule
+from tests.core.world import TIMEOUT_S, Item, World, chunks_by_rule
 
 REPEATABLE = "CI" in os.environ
 picks = st.integers(0, 60)
@@ -180,15 +180,60 @@ class Transfers(RuleBasedStateMachine):
         self.world.close_writer(item)
         self.world.abort(item, writer_closed=item.quiet)
 
-    @possible("can_land")
+    @rule()
+    def abort_overtakes_its_reserve(self) -> None:
+        self.world.abort_before_reserve()
+
+    @possible("can_fail_write")
     @rule(pick=picks)
     def write_fails(self, pick: int) -> None:
-        self.world.fail_write(one_of(self.world.can_land(), pick))
+        self.world.fail_write(one_of(self.world.can_fail_write(), pick))
+
+    @possible("can_copy")
+    @rule(pick=picks, which=picks)
+    def copy_fails(self, pick: int, which: int) -> None:
+        self.world.fail_copy(one_of(self.world.can_copy(), pick), which)
 
     @possible("working")
     @rule(pick=picks)
     def writer_dies(self, pick: int) -> None:
         self.world.kill_writer(one_of(self.world.working(), pick))
+
+    @possible("can_go_on")
+    @rule(pick=picks)
+    def stopped_writer_dies(self, pick: int) -> None:
+        self.world.kill_writer(one_of(self.world.can_go_on(), pick))
+
+    @possible("can_drain")
+    @rule(pick=picks)
+    def dead_writer_is_drained(self, pick: int) -> None:
+        self.world.drain(one_of(self.world.can_drain(), pick))
+
+    @possible("working")
+    @rule(pick=picks, until_all_is_given_up=st.booleans())
+    def writer_stops(self, pick: int, until_all_is_given_up: bool) -> None:
+        self.world.pause_writer(one_of(self.world.working(), pick))
+        if until_all_is_given_up:
+            self.world.advance(TIMEOUT_S + 1)
+            self.world.tick()
+
+    @possible("can_go_on")
+    @rule(pick=picks)
+    def stopped_writer_goes_on(self, pick: int) -> None:
+        self.world.go_on(one_of(self.world.can_go_on(), pick))
+
+    @precondition(lambda self: self.world.can_retry() and len(self.world.items) < 12)
+    @rule(pick=picks, offset=st.floats(-9, 9))
+    def another_writer_tries(self, pick: int, offset: float) -> None:
+        self.world.retry(one_of(self.world.can_retry(), pick), offset)
+
+    @precondition(lambda self: self.asked())
+    @rule(pick=picks)
+    def question_is_lost(self, pick: int) -> None:
+        self.world.lose_question(one_of(self.asked(), pick))
+
+    def asked(self) -> list[Item]:
+        return [item for item in self.world.items.values() if item.asked]
 
     @possible("can_answer")
     @rule(pick=picks)
@@ -240,10 +285,41 @@ def test_without_faults_every_transfer_completes_through_any_pool(
 ) -> None:
     """R4: no order of events, and no pool however small, leads to a deadlock."""
     items = [world.reserve(length, 0, 0.0) for length in lengths]
-    for _ in range(20_000):
-        if not world.progress(choices.randrange(1000)):
-            break
-        world.check()
+    run(world, choices, 20_000)
     assert all(item.completed for item in items)
     assert world.pool.stats().free == world.pool.num_blocks
     assert not world.receiver.oddities
+
+
+@settings(max_examples=100, deadline=None, derandomize=REPEATABLE, print_blob=True)
+@given(
+    world=worlds,
+    lengths=st.lists(tokens, min_size=1, max_size=4),
+    choices=st.randoms(use_true_random=False),
+)
+def test_what_a_stopped_writer_holds_up_another_one_finishes(
+    world: World, lengths: list[int], choices: Random
+) -> None:
+    """R6, R8, R13: whenever it stops, and however long after it goes on."""
+    items = [world.reserve(length, 0, 0.0) for length in lengths]
+    run(world, choices, choices.randrange(80))
+    stopped = one_of(world.working() or items, choices.randrange(4))
+    world.pause_writer(stopped)
+    run(world, choices, 20_000)
+    world.advance(TIMEOUT_S + 1)
+    world.tick()
+    given_up = [item for item in items if item.ended is not None]
+    retried = [world.retry(item, 0.0) for item in given_up]
+    run(world, choices, 20_000)  # as far as the blocks that are left allow
+    world.go_on(stopped)
+    run(world, choices, 20_000)
+    assert all(item.completed for item in [*items, *retried] if item not in given_up)
+    assert world.receiver.live == {}
+    assert world.pool.stats().free == world.pool.num_blocks
+
+
+def run(world: World, choices: Random, num_actions: int) -> None:
+    for _ in range(num_actions):
+        if not world.progress(choices.randrange(1000)):
+            break
+        world.check()

@@ -5,7 +5,8 @@
 It carries out what the core decides, one small action at a time, in any order a test likes, and
 checks the rules after each. It imitates the drivers as far as the rules need: copies read memory
 when they end, a writer writes one chunk at a time, a writer that was told to close refuses grants
-that arrive later, a dead writer's last write may still land. It does not imitate threads.
+that arrive later, a dead or stopped writer's last write may still land, and a stopped one goes on
+as if nothing had been. It does not imitate threads.
 """
 
 import math
@@ -66,6 +67,7 @@ class Item:
     handshake: Handshake
     # On the processor.
     cares: bool = True  # the request is alive
+    retried: bool = False
     # Between processor and writer.
     encode: Grant | None = None  # the default grant, on its way
     forwards: deque[Grant] = field(default_factory=deque)  # further grants, on their way
@@ -77,6 +79,7 @@ class Item:
     write: Write | None = None
     closed: bool = False  # told to close: takes no grant any more
     dead: bool = False
+    paused: bool = False  # stopped where it is; time passes for its grants all the same
     # On the receiver's driver.
     copies: list[CopyOut] = field(default_factory=list)
     copied_out: set[tuple[int, int]] = field(default_factory=set)
@@ -90,6 +93,8 @@ class Item:
         """The writer can promise that nothing is in flight and nothing will be."""
         if self.dead:
             return self.write is None
+        if self.paused:
+            return False
         return self.closed and (self.sender is None or self.sender.state is Sending.CLOSED)
 
     def possible_writes(self) -> list[Chunk]:
@@ -174,7 +179,7 @@ class World:
             raise AssertionError("a transfer id was used twice")
 
     def can_open(self) -> list[Item]:
-        return [item for item in self.items.values() if item.encode]
+        return [item for item in self.items.values() if item.encode and not item.paused]
 
     def open(self, item: Item) -> None:
         """The encode request reaches the writer, which answers with the length."""
@@ -196,7 +201,11 @@ class World:
         item.sender.encoded(item.total_tokens)
 
     def can_forward(self) -> list[Item]:
-        return [item for item in self.items.values() if item.forwards and not item.encode]
+        return [
+            item
+            for item in self.items.values()
+            if item.forwards and not item.encode and not item.paused
+        ]
 
     def forward(self, item: Item) -> None:
         """A further grant reaches the writer."""
@@ -253,7 +262,7 @@ class World:
             self.network.append(item.sender.notice(item.write.chunk))
 
     def can_finish_write(self) -> list[Item]:
-        return [i for i in self.items.values() if i.write and not i.write.cells]
+        return [i for i in self.items.values() if i.write and not i.write.cells and not i.paused]
 
     def finish_write(self, item: Item) -> None:
         """The writer learns that its write has ended."""
@@ -267,6 +276,9 @@ class World:
             item.stream.append(
                 Sent(generation=chunk.generation, sent_tokens=sent_tokens, num_bytes=1)
             )
+
+    def can_fail_write(self) -> list[Item]:
+        return [item for item in self.can_land() if not item.paused]
 
     def fail_write(self, item: Item) -> None:
         """The write ends badly, with some of its tokens written."""
@@ -325,6 +337,11 @@ class World:
                 item.assembled[token] = value
         self.carry_out(item, lambda: self.receiver.copied(item.transfer_id, effect.chunk, self.now))
 
+    def fail_copy(self, item: Item, index: int) -> None:
+        """A chunk cannot be copied out, or is not what the writer sent."""
+        item.copies.pop(index % len(item.copies))
+        self.abort(item, writer_closed=False)
+
     def can_take(self) -> list[Item]:
         return self.in_state(Receiving.COMPLETE)
 
@@ -357,10 +374,57 @@ class World:
 
     def kill_writer(self, item: Item) -> None:
         """The process is gone; what it posted may still land."""
-        item.dead = True
+        item.dead, item.paused = True, False
+
+    def can_drain(self) -> list[Item]:
+        return [item for item in self.items.values() if item.dead and item.asked]
+
+    def drain(self, item: Item) -> None:
+        """The drain time of a dead writer has passed: what has not landed, never will."""
+        item.write = None
+        self.answer(item)
+
+    def pause_writer(self, item: Item) -> None:
+        """SIGSTOP: it does nothing, and does not know that time passes."""
+        item.paused = True
+
+    def can_go_on(self) -> list[Item]:
+        return [item for item in self.items.values() if item.paused]
+
+    def go_on(self, item: Item) -> None:
+        """SIGCONT"""
+        item.paused = False
+
+    def can_retry(self) -> list[Item]:
+        """Items of which the receiver may still get late bytes, and nobody has asked again."""
+        return [i for i in self.in_state(Receiving.QUARANTINED) if not i.retried]
+
+    def retry(self, item: Item, clock_offset: float) -> Item:
+        """R13: the processor tries another writer, under a fresh transfer id."""
+        item.retried = True
+        return self.reserve(item.total_tokens, item.priority, clock_offset)
+
+    def abort_before_reserve(self) -> None:
+        """An abort that overtakes its reserve: the reserve is refused, and nothing stays."""
+        before = self.snapshot()
+        transfer_id = f"overtaken-{self.arrivals}"
+        error = TransferFailed("aborted")
+        assert self.receiver.abort(transfer_id, False, error, self.now) == []
+        message = Reserve(transfer_id=transfer_id, writer_instance_id=1)
+        try:
+            self.receiver.reserve(message, self.now)
+        except Refused as refused:
+            assert refused.reason is Reason.DUPLICATE
+        else:
+            raise AssertionError("reserved after its abort: nobody would ever give it up")
+        assert self.snapshot() == before
 
     def can_answer(self) -> list[Item]:
-        return [item for item in self.items.values() if item.asked]
+        return [item for item in self.items.values() if item.asked and not item.paused]
+
+    def lose_question(self, item: Item) -> None:
+        """A writer that hangs does not answer; only the receiver's clock asks again."""
+        item.asked = False
 
     def answer(self, item: Item) -> None:
         """The writer is asked to close; the receiver hears of it once it is quiet."""
@@ -486,7 +550,12 @@ class World:
     # Looking.
 
     def working(self) -> list[Item]:
-        return [item for item in self.items.values() if not item.closed and not item.dead]
+        """Those that act by themselves."""
+        return [
+            item
+            for item in self.items.values()
+            if not item.closed and not item.dead and not item.paused
+        ]
 
     def in_state(self, state: Receiving) -> list[Item]:
         return [self.items[name] for name, found in self.receiver.live.items() if found is state]
@@ -570,7 +639,10 @@ class World:
         )
 
     def wind_down(self) -> None:
-        """No more requests: let every deadline pass and every writer promise to be quiet."""
+        """No more requests: let every deadline pass and every writer promise to be quiet.
+
+        One that is stopped goes on only when it is asked, long after its grants have expired.
+        """
         for _ in range(20 * len(self.items) + 20):
             for item in list(self.items.values()):
                 if self.receiver.live.get(item.transfer_id) is Receiving.IN_ENGINE:
@@ -578,6 +650,9 @@ class World:
                 if item.dead:
                     item.write = None  # the drain has passed
                 if item.asked:
+                    self.go_on(item)
+                    if item in self.can_post() and not self.starved(item):
+                        self.post(item)
                     self.close_writer(item)
                     while item.write and item.write.cells:
                         self.land(item, 1)

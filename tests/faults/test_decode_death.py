@@ -29,6 +29,8 @@ DEPLOYMENT = E_P_D
 QUESTION = "What is this?"
 SMALL = (4, 4)
 LONG = 6000  # tokens: half a minute at least, of which a test looks at the first seconds
+SOME = 500  # of which a shutdown waits for the last
+EXIT_DEADLINE_S = 60.0
 SEEN_DEADLINE_S = 60.0
 # Two probes with a time-out of a second each, a second apart, and room for two busy cores.
 ERROR_DEADLINE_S = 15.0
@@ -56,8 +58,10 @@ def test_a_decode_worker_that_dies_costs_its_requests(
         unary, stream, unfetched = _outcomes(answers)
     assert [unary.status, unfetched.status] == [503, 503]
     _assert_broke_off(stream)
-    alive = ("processor", "encode", "prefill")
-    assert wait_until(lambda: not leftovers(stack, alive), HOME_DEADLINE_S), leftovers(stack, alive)
+    alive = ("processor", "encode-0", "prefill-0")
+    assert wait_until(lambda: not leftovers(stack, *alive), HOME_DEADLINE_S), leftovers(
+        stack, *alive
+    )
     started = time.monotonic()
     assert ask(stack.base_url, MODEL_NAME, [], QUESTION).status == 503
     assert time.monotonic() - started < ERROR_DEADLINE_S
@@ -84,6 +88,20 @@ def test_a_decode_worker_that_hangs_costs_its_requests(
     _assert_serves(stack, oracle)
 
 
+def test_a_decode_worker_that_shuts_down_finishes_its_answers(
+    stack: LocalStack, oracle: Oracle, clients: ThreadPoolExecutor
+) -> None:
+    answers = [_answering(clients, stack, stream, SOME) for stream in (False, True)]
+    assert wait_until(lambda: _counts(stack) == (0, 2), SEEN_DEADLINE_S), _counts(stack)
+    assert stack.terminate("decode-0", EXIT_DEADLINE_S) == 0
+    for answer in _outcomes(answers):
+        assert answer.ok, answer.error
+        assert len(answer.token_ids) == SOME
+    stack.restart("decode-0")
+    stack.wait_ready(READY_DEADLINE_S)
+    _assert_serves(stack, oracle)
+
+
 def test_a_prefill_worker_that_dies_before_its_kv_was_fetched(
     stack: LocalStack, oracle: Oracle, clients: ThreadPoolExecutor
 ) -> None:
@@ -99,8 +117,10 @@ def test_a_prefill_worker_that_dies_before_its_kv_was_fetched(
         _assert_broke_off(stream)
         # The decode worker has been told too, and goes on with what it has the KV of.
         assert wait_until(lambda: status(stack, "decode")["engine_requests"] == 1, HOME_DEADLINE_S)
-    alive = ("processor", "encode", "decode")
-    assert wait_until(lambda: not leftovers(stack, alive), HOME_DEADLINE_S), leftovers(stack, alive)
+    alive = ("processor", "encode-0", "decode-0")
+    assert wait_until(lambda: not leftovers(stack, *alive), HOME_DEADLINE_S), leftovers(
+        stack, *alive
+    )
     stack.restart("prefill-0")
     stack.wait_ready(READY_DEADLINE_S)
     _assert_serves(stack, oracle)
@@ -117,10 +137,14 @@ def _counts(stack: LocalStack) -> tuple[int, int]:
     )
 
 
-def _answering(clients: ThreadPoolExecutor, stack: LocalStack, stream: bool) -> Future[Answer]:
+def _answering(
+    clients: ThreadPoolExecutor, stack: LocalStack, stream: bool, max_tokens: int = LONG
+) -> Future[Answer]:
     image = data_url(patchwork(460, *SMALL))
     return clients.submit(
-        ask, stack.base_url, MODEL_NAME, [image], QUESTION, LONG, stream=stream, ignore_eos=True
+        *(ask, stack.base_url, MODEL_NAME, [image], QUESTION, max_tokens),
+        stream=stream,
+        ignore_eos=True,
     )
 
 

@@ -18,7 +18,6 @@ import psutil
 from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url, request_body
 from tests.support.deployments import FAULTS, MODEL_NAME, Deployment
-from tests.support.exact import assert_exact
 from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
 from tests.support.worker_status import leftovers, status, wait_until

@@ -84,6 +84,18 @@ def test_prefill_worker_lets_embeddings_on_their_way_arrive(
     assert wait_until(lambda: _ask(stack, 0).ok, ANSWER_DEADLINE_S)
 
 
+def test_processor_finishes_what_it_has_begun(stack: LocalStack, oracle: Oracle) -> None:
+    expected = oracle.generate([SLOW], QUESTION, MAX_TOKENS)
+    with ThreadPoolExecutor(1) as thread:
+        asked = thread.submit(_ask_slowly, stack)
+        encode_worker_in(stack, IN_THE_TOWER)
+        assert stack.terminate("processor", EXIT_DEADLINE_S) == 0
+        answer = asked.result(ANSWER_DEADLINE_S)
+    assert_exact(answer, expected)
+    stack.restart("processor")
+    stack.wait_ready(READY_DEADLINE_S)
+
+
 def _ask(stack: LocalStack, which: int) -> Answer:
     return ask(stack.base_url, MODEL_NAME, [data_url(IMAGES[which])], QUESTION, MAX_TOKENS)
 

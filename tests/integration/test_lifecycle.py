@@ -89,32 +89,6 @@ def test_encode_worker_ends_with_a_request_in_flight(stack: LocalStack) -> None:
     assert answer.ok or answer.status == 503, answer.raw
 
 
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-def test_prefill_worker_dies_while_it_waits_for_a_picture(stack: LocalStack, stream: bool) -> None:
-    with _comes_back(stack, "prefill-0"), ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(_ask_slowly, stack, stream)
-        assert wait_until(lambda: _is_encoding(stack), SEEN_DEADLINE_S)
-        stack.kill("prefill-0")
-        answer = asked.result(ANSWER_DEADLINE_S)
-    print(f"status {answer.status} after {answer.total_s:.1f} s: {answer.error_message}")
-    assert answer.error is not None, answer.raw
-    assert answer.error["code"] == 503
-    assert answer.status == (200 if stream else 503)
-
-
-@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
-def test_prefill_worker_dies_while_it_generates(stack: LocalStack, stream: bool) -> None:
-    with _comes_back(stack, "prefill-0"), ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(_ask, stack, True, stream, 4000, ignore_eos=True)
-        assert wait_until(lambda: _is_generating(stack), SEEN_DEADLINE_S)
-        stack.kill("prefill-0")
-        answer = asked.result(ANSWER_DEADLINE_S)
-    print(f"status {answer.status} after {answer.total_s:.1f} s: {answer.error_message}")
-    assert answer.error is not None, answer.raw[-1:]
-    assert answer.finish_reason is None
-    assert answer.status == (200 if stream else 503)
-
-
 def test_prefill_worker_ends_and_comes_back(stack: LocalStack, oracle: Oracle) -> None:
     assert stack.terminate("prefill-0", EXIT_DEADLINE_S) == 0
     assert wait_until(lambda: not _is_listed(stack), NOTICE_DEADLINE_S)
@@ -134,20 +108,13 @@ def test_processor_ends_and_comes_back(stack: LocalStack, oracle: Oracle) -> Non
     assert_exact(_ask(stack), oracle.generate([IMAGE], QUESTION, MAX_TOKENS))
 
 
-def _ask(
-    stack: LocalStack,
-    with_image: bool = True,
-    stream: bool = False,
-    max_tokens: int = MAX_TOKENS,
-    **extra: object,
-) -> Answer:
+def _ask(stack: LocalStack, with_image: bool = True) -> Answer:
     images = [data_url(IMAGE)] if with_image else []
-    return ask(stack.base_url, MODEL_NAME, images, QUESTION, max_tokens, stream, **extra)
+    return ask(stack.base_url, MODEL_NAME, images, QUESTION, MAX_TOKENS)
 
 
-def _ask_slowly(stack: LocalStack, stream: bool = False) -> Answer:
-    images = [data_url(SLOW_IMAGE)]
-    return ask(stack.base_url, MODEL_NAME, images, QUESTION, MAX_TOKENS, stream)
+def _ask_slowly(stack: LocalStack) -> Answer:
+    return ask(stack.base_url, MODEL_NAME, [data_url(SLOW_IMAGE)], QUESTION, MAX_TOKENS)
 
 
 @contextmanager
@@ -163,10 +130,6 @@ def _comes_back(stack: LocalStack, name: str) -> Iterator[None]:
 
 def _is_encoding(stack: LocalStack) -> bool:
     return "encoding" in status(stack, "encode")["transfers"].values()
-
-
-def _is_generating(stack: LocalStack) -> bool:
-    return bool(status(stack, "prefill")["embeddings_offered"] > 0)
 
 
 def _is_listed(stack: LocalStack) -> bool:

@@ -90,6 +90,7 @@ FAULTS = Deployment(
         *("--mm-bootstrap-timeout", "8"),
         *("--mm-heartbeat-interval", "1"),
         *("--mm-resume-drain-s", "0.5"),
+        "--mm-resume-checksum",
     ),
     prefill=(
         *("--context-length", str(CONTEXT_LENGTH)),

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import httpx
@@ -44,23 +44,27 @@ def status(stack: LocalStack, role: str) -> Status:
     return only
 
 
-def leftovers(stack: LocalStack, roles: Sequence[str] | None = None) -> list[str]:
-    """Everything that requests have left behind, one line each; on all workers by default."""
+def status_of(stack: LocalStack, name: str) -> Status:
+    """The state of one worker."""
+    return _status(stack.worker_urls[name])
+
+
+def leftovers(stack: LocalStack, *names: str) -> list[str]:
+    """Everything that requests have left behind, one line each; of these workers, or of all."""
     return [
-        f"{role}: {line}"
-        for role in roles or stack.system_urls
-        for state in statuses(stack, role)
-        for line in _leftovers(role, state)
+        f"{name}: {line}"
+        for name in names or stack.worker_urls
+        for line in _leftovers(name.partition("-")[0], status_of(stack, name))
     ]
 
 
-def wait_until(condition: Callable[[], bool], deadline_s: float) -> bool:
+def wait_until(condition: Callable[[], bool], deadline_s: float, poll_s: float = _POLL_S) -> bool:
     """Poll until the condition holds; False when it did not in time."""
     give_up_at = time.monotonic() + deadline_s
     while not condition():
         if time.monotonic() > give_up_at:
             return False
-        time.sleep(_POLL_S)
+        time.sleep(poll_s)
     return True
 
 

@@ -54,7 +54,9 @@ def new_id() -> str:
 class ReceivingSide:
     """What a prefill worker has of this component."""
 
-    def __init__(self, num_blocks: int, default_blocks: int, **limits: Any) -> None:
+    def __init__(
+        self, num_blocks: int, default_blocks: int, layout: Layout = LAYOUT, **limits: Any
+    ) -> None:
         defaults: dict[str, Any] = {
             "wait_timeout_s": DEADLINE_S,
             "max_waiting": 256,
@@ -65,7 +67,7 @@ class ReceivingSide:
             "max_quarantined_blocks": num_blocks,
         }
         self.pool = BlockPool(num_blocks, BLOCK_SIZE, default_blocks)
-        self.memory = PoolMemory(LAYOUT, num_blocks, torch.device("cpu"))
+        self.memory = PoolMemory(layout, num_blocks, torch.device("cpu"))
         self.receiver = Receiver(self.pool, ReceiverLimits(**defaults | limits))
         self.threads = ThreadPoolExecutor(2)
         self.agent = NixlAgent(f"prefill-{uuid.uuid4().hex}", self.memory, self._on_notice)
@@ -85,7 +87,7 @@ class ReceivingSide:
     @property
     def welcome(self) -> Welcome:
         return Welcome(
-            layout=LAYOUT,
+            layout=self.memory.layout,
             agent=self.agent.name,
             metadata=self.agent.metadata,
             base_address=self.memory.tensor.data_ptr(),
@@ -106,9 +108,9 @@ class ReceivingSide:
 class WritingSide:
     """What an encode worker has of this component."""
 
-    def __init__(self, num_blocks: int) -> None:
+    def __init__(self, num_blocks: int, layout: Layout = LAYOUT) -> None:
         self.pool = BlockPool(num_blocks, BLOCK_SIZE, 1)
-        self.memory = PoolMemory(LAYOUT, num_blocks, torch.device("cpu"))
+        self.memory = PoolMemory(layout, num_blocks, torch.device("cpu"))
         self.threads = ThreadPoolExecutor(2)
         self.agent = NixlAgent(f"encode-{uuid.uuid4().hex}", self.memory, lambda peer, _: None)
         self.writer = Writer(self.pool, self.memory, self.agent, self.threads, 4, drain_s=0.05)

@@ -8,12 +8,19 @@ import time
 import pytest
 import torch
 
-from dynamo.sglang_mm_resume.core.errors import Reason, Refused, ResumeError, TransferFailed
+from dynamo.sglang_mm_resume.core.errors import (
+    ProtocolError,
+    Reason,
+    Refused,
+    ResumeError,
+    TransferFailed,
+)
 from dynamo.sglang_mm_resume.core.messages import Reserve
 from dynamo.sglang_mm_resume.transport.nixl_agent import PeerLost
 from tests.transport.pair import (
     BLOCK_SIZE,
     DEADLINE_S,
+    LAYOUT,
     a_pair,
     hand_over,
     new_id,
@@ -211,3 +218,114 @@ async def test_a_failed_write_drains_although_nobody_waits_for_it(
         await asyncio.wait_for(writing.writer.close(transfer_id), DEADLINE_S)
         assert time.monotonic() - started >= writing.writer.drain_s
         assert writing.pool.stats().free == 2
+
+
+async def test_a_transfer_does_not_wait_for_ever_for_a_grant() -> None:
+    """A processor that hangs neither brings one nor breaks off."""
+    async with a_pair(2, 2, 1, wait_timeout_s=0.2) as (receiving, writing):
+        receiving.writer_is_settled = True
+        message = Reserve(transfer_id=new_id(), writer_instance_id=1)
+        grant = await receiving.assembler.reserve(message)
+        outgoing = writing.writer.open(grant, receiving.agent.name, 2)
+        sending = outgoing.send(rows_of(1, 3 * BLOCK_SIZE))
+        async with asyncio.timeout(DEADLINE_S):
+            assert (await anext(sending)).sent_tokens == BLOCK_SIZE
+            with pytest.raises(TransferFailed, match="no further grant"):
+                await anext(sending)
+            await writing.writer.close(message.transfer_id)
+            while receiving.receiver.live:
+                await asyncio.sleep(0.005)
+        nothing_stays(receiving, writing)
+
+
+async def test_a_worker_is_drained_once_no_embedding_is_on_its_way() -> None:
+    async with a_pair(64, 64, 8) as (receiving, writing):
+        assembler = receiving.assembler
+        await asyncio.wait_for(assembler.drained(), DEADLINE_S)  # nothing is
+        given_up = new_id()
+        await assembler.reserve(Reserve(transfer_id=given_up, writer_instance_id=1))
+        rows = rows_of(1, 3 * BLOCK_SIZE)
+        drained = asyncio.ensure_future(assembler.drained())
+        await asyncio.wait_for(hand_over(receiving, writing, rows), DEADLINE_S)
+        assert not drained.done()
+        assembler.drop(given_up, writer_closed=True)
+        await asyncio.wait_for(drained, DEADLINE_S)
+        nothing_stays(receiving, writing)
+
+
+async def test_a_receiver_that_has_left_is_forgotten() -> None:
+    async with a_pair(8, 8, 2) as (receiving, writing):
+        await asyncio.wait_for(hand_over(receiving, writing, rows_of(1, 9)), DEADLINE_S)
+        assert writing.agent.is_connected(receiving.agent.name)
+        await asyncio.wait_for(writing.agent.disconnect(receiving.agent.name), DEADLINE_S)
+        assert not writing.agent.is_connected(receiving.agent.name)
+        await writing.agent.disconnect("nobody")
+        assert not writing.writer._turns
+
+
+async def test_checksums_match_in_any_pieces() -> None:
+    """Chunks that end within a block, and a writer that stages a chunk in pieces."""
+    async with a_pair(8, 3, 2) as (receiving, writing):
+        receiving.assembler.checksum = writing.writer.checksum = True
+        rows = rows_of(1, 9 * BLOCK_SIZE + 5).nan_to_num(0.0, 0.0, 0.0)
+        got, _ = await asyncio.wait_for(hand_over(receiving, writing, rows), DEADLINE_S)
+        assert same_bits(got, rows)
+        nothing_stays(receiving, writing)
+
+
+@pytest.mark.parametrize("writer_sends_one", [True, False])
+@pytest.mark.parametrize("element", [float("nan"), float("inf"), float("-inf")])
+async def test_rows_that_are_not_finite_are_corrupt(element: float, writer_sends_one: bool) -> None:
+    """Whether or not the writer has a checksum to go with them."""
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        receiving.writer_is_settled = receiving.assembler.checksum = True
+        writing.writer.checksum = writer_sends_one
+        rows = torch.ones(20, LAYOUT.width, dtype=torch.bfloat16)
+        rows[17, 5] = element
+        with pytest.raises(Refused, match="not finite") as refused:
+            await asyncio.wait_for(hand_over(receiving, writing, rows), DEADLINE_S)
+        assert refused.value.reason is Reason.CORRUPT
+        assert receiving.assembler.totals.reasons == {"corrupt": 1}
+
+
+async def test_a_byte_that_changes_on_the_way_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The blocks stay away until the writer confirms (R6)."""
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        receiving.assembler.checksum = writing.writer.checksum = True
+        scatter = writing.memory.scatter
+
+        def disturbed(rows: torch.Tensor, blocks: tuple[int, ...]) -> None:
+            scatter(rows, blocks)
+            writing.memory.tensor[blocks[0], 3, 7] = 2.0
+
+        monkeypatch.setattr(writing.memory, "scatter", disturbed)
+        rows = torch.ones(20, LAYOUT.width, dtype=torch.bfloat16)
+        with pytest.raises(Refused, match="not those that were sent") as refused:
+            await asyncio.wait_for(hand_over(receiving, writing, rows), DEADLINE_S)
+        assert refused.value.reason is Reason.CORRUPT
+        assert receiving.pool.stats().quarantined == 2
+        receiving.writer_is_settled = True
+        async with asyncio.timeout(DEADLINE_S):
+            while receiving.receiver.live:
+                await asyncio.sleep(0.005)
+        assert receiving.pool.stats().free == 2
+
+
+async def test_without_the_option_a_checksum_means_nothing() -> None:
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        writing.writer.checksum = True
+        rows = torch.full((20, LAYOUT.width), float("nan"), dtype=torch.bfloat16)
+        got, _ = await asyncio.wait_for(hand_over(receiving, writing, rows), DEADLINE_S)
+        assert same_bits(got, rows)
+        nothing_stays(receiving, writing)
+
+
+async def test_a_grant_in_blocks_of_another_size_is_refused() -> None:
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        message = Reserve(transfer_id=new_id(), writer_instance_id=1)
+        grant = await receiving.assembler.reserve(message)
+        other = grant.model_copy(update={"block_size": 2 * BLOCK_SIZE})
+        with pytest.raises(ProtocolError, match="blocks of 32 tokens"):
+            writing.writer.open(other, receiving.agent.name, 2)
+        receiving.assembler.drop(message.transfer_id, writer_closed=True)
+        nothing_stays(receiving, writing)

@@ -4,20 +4,12 @@
 
 import asyncio
 import time
-from typing import Any
 
 import pytest
 
 from dynamo.sglang_mm_resume.core import messages as m
 from dynamo.sglang_mm_resume.core.errors import TransferFailed
-from dynamo.sglang_mm_resume.core.handshake import (
-    Action,
-    ForwardGrant,
-    Handshake,
-    TryGrant,
-    WaitForGrant,
-)
-from dynamo.sglang_mm_resume.core.transitions import Receiving, Shaking
+from dynamo.sglang_mm_resume.core.transitions import Receiving
 from tests.transport.pair import (
     BLOCK_SIZE,
     DEADLINE_S,
@@ -28,68 +20,27 @@ from tests.transport.pair import (
     same_bits,
 )
 from tests.transport.processes import (
-    Pipe,
+    WRITER,
     a_process,
     encode_of,
-    granted_by,
+    fetch,
+    hang_after_two_chunks,
+    met,
     receive_for_parent,
+    reserved,
     write_for_parent,
 )
-
-
-async def reserved(side: ReceivingSide) -> m.Granted:
-    message = m.Reserve(transfer_id=new_id(), writer_instance_id=7)
-    return granted_by(side, await side.assembler.reserve(message))
-
-
-async def met(side: ReceivingSide, pipe: Pipe) -> None:
-    pipe.send(side.welcome)
-    assert m.parse(m.ENCODE_CONTROL_REPLY, await pipe.receive()) == m.Done()
-
-
-async def shake_hands(side: ReceivingSide, pipe: Pipe, granted: m.Granted) -> Any:
-    """Run the handshake of one transfer to its end and take its embedding."""
-    transfer_id = granted.grant.transfer_id
-    handshake = Handshake(transfer_id)
-    handshake.granted(granted.grant)
-
-    async def act(actions: list[Action]) -> None:
-        total = handshake.total_tokens or 0
-        for action in actions:
-            match action:
-                case TryGrant():
-                    more = side.assembler.try_grant(transfer_id, total)
-                    if more is not None:
-                        await act(handshake.granted(more))
-                case WaitForGrant(sent_tokens):
-                    more = await side.assembler.resume(transfer_id, sent_tokens, total)
-                    await act(handshake.granted(more))
-                case ForwardGrant(more):
-                    pipe.send(m.Forward(grant=more))
-
-    while handshake.state is not Shaking.DONE:
-        match m.parse(m.ENCODE_EVENT, await pipe.receive()):
-            case m.Sized() as sized:
-                await act(handshake.sized(sized))
-            case m.Sent() as sent:
-                await act(handshake.sent(sent))
-    return await side.assembler.take(transfer_id)
 
 
 async def test_embeddings_of_any_length_arrive_from_another_process() -> None:
     side = ReceivingSide(num_blocks=6, default_blocks=2, wait_timeout_s=3 * DEADLINE_S)
     await side.start()
-    with a_process(write_for_parent, 5, None) as (_, pipe):
+    with a_process(write_for_parent, 5) as (_, pipe):
         async with asyncio.timeout(3 * DEADLINE_S):
             await met(side, pipe)
             for num_tokens in (1, 2 * BLOCK_SIZE, 5 * BLOCK_SIZE + 1, 40 * BLOCK_SIZE + 3):
-                granted = await reserved(side)
-                pipe.send(encode_of(num_tokens, num_tokens, granted))
-                got = await shake_hands(side, pipe, granted)
+                got = await fetch(side, pipe, num_tokens, num_tokens)
                 assert same_bits(got, rows_of(num_tokens, num_tokens))
-                pipe.send(m.Close(transfer_id=granted.grant.transfer_id))
-                assert m.parse(m.ENCODE_CONTROL_REPLY, await pipe.receive()) == m.Done()
-                side.assembler.drop(granted.grant.transfer_id)
                 assert side.pool.stats().free == side.pool.num_blocks
         assert side.receiver.live == {}
         assert not side.receiver.oddities
@@ -100,7 +51,7 @@ async def test_blocks_of_a_killed_writer_stay_away_until_its_death_is_certain() 
     """R6"""
     side = ReceivingSide(4, 4, chunk_blocks=1, wait_timeout_s=3 * DEADLINE_S)
     await side.start()
-    with a_process(write_for_parent, 4, 2) as (writer, pipe):
+    with a_process(write_for_parent, 4, hang_after_two_chunks) as (writer, pipe):
         async with asyncio.timeout(3 * DEADLINE_S):
             await met(side, pipe)
             granted = await reserved(side)
@@ -118,7 +69,7 @@ async def test_blocks_of_a_killed_writer_stay_away_until_its_death_is_certain() 
                 await taking
             while len(side.asked) < 3:
                 await asyncio.sleep(0.005)
-            assert side.asked[0] == (7, transfer_id)
+            assert side.asked[0] == (WRITER, transfer_id)
             assert side.receiver.live == {transfer_id: Receiving.QUARANTINED}
             assert side.pool.stats().quarantined == 4
             side.writer_is_settled = True
@@ -136,7 +87,7 @@ async def test_a_killed_receiver_fails_the_send_quickly_and_leaves_nothing() -> 
             welcome = m.parse(m.PREFILL_REPLY, await pipe.receive())
             assert isinstance(welcome, m.Welcome)
             await side.agent.connect(welcome)
-            pipe.send(m.Reserve(transfer_id=new_id(), writer_instance_id=7))
+            pipe.send(m.Reserve(transfer_id=new_id(), writer_instance_id=WRITER))
             granted = m.parse(m.PREFILL_REPLY, await pipe.receive())
             assert isinstance(granted, m.Granted)
             grant = granted.grant

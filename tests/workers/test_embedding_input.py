@@ -131,7 +131,21 @@ async def test_another_number_of_rows_than_placeholders_is_refused(
     processor: Any, embeddings: EmbeddingInput, num_rows: int
 ) -> None:
     references = embeddings.offer([_embedding(FOUR, num_rows, torch.float32)])
-    with pytest.raises((ProtocolError, RuntimeError)):
+    with pytest.raises(ProtocolError):
+        await _ask(processor, references, PICTURE)
+
+
+@pytest.mark.parametrize("grid", [(2**20, 2**20, 2**20), (1, 2**15, 2**15), (1, 1, 3)])
+async def test_a_grid_that_cannot_be_that_of_the_rows_is_not_spelled_out(
+    processor: Any,
+    embeddings: EmbeddingInput,
+    grid: tuple[int, ...],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its placeholders alone would fill the memory."""
+    monkeypatch.setattr(processor, "get_validated_mm_data", None)
+    references = embeddings.offer([_embedding(grid, 4, torch.float32)])
+    with pytest.raises(ProtocolError, match="cannot have the grid"):
         await _ask(processor, references, PICTURE)
 
 

@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
+from dynamo.sglang_mm_resume.core.errors import RETRYABLE, Refused
 from dynamo.sglang_mm_resume.workers.lifecycle import (
+    Admission,
     DrainFirst,
     RequestStopped,
     argument_errors,
@@ -100,3 +102,18 @@ async def test_endpoints_leave_discovery_after_the_work_has_ended() -> None:
 
     await DrainFirst(drain, [Endpoint(), Endpoint()]).unregister_endpoint_instance()
     assert events == ["drained", "left", "left"]
+
+
+async def test_a_worker_that_leaves_accepts_nothing_and_finishes_what_it_has_begun() -> None:
+    admission = Admission()
+    await asyncio.wait_for(admission.idle(), DEADLINE_S)
+    with admission.work():
+        admission.require_open()
+        admission.leave()
+        with pytest.raises(Refused, match="shuts down") as caught:
+            admission.require_open()
+        idle = asyncio.ensure_future(admission.idle())
+        await asyncio.sleep(0)
+        assert not idle.done()
+    await asyncio.wait_for(idle, DEADLINE_S)
+    assert caught.value.reason in RETRYABLE, "another worker will do it"

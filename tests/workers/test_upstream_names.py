@@ -173,6 +173,7 @@ ATTRIBUTES: list[tuple[str, str, str]] = [
     (f"{SGL}.managers.tokenizer_manager", "TokenizerManager", "mm_processor"),
     (f"{SGL}.managers.tokenizer_manager", "TokenizerManager", "rid_to_state"),
     (f"{SGL}.managers.tokenizer_manager", "TokenizerManager", "max_req_input_len"),
+    (f"{SGL}.managers.tokenizer_manager", "TokenizerManager", "rid_to_state"),
     (f"{SGL}.managers.tokenizer_manager", "TokenizerManager", "context_len"),
     (f"{SGL}.managers.tokenizer_manager", "TokenizerManager", "model_config"),
     (f"{SGL}.configs.model_config", "ModelConfig", "hf_config"),

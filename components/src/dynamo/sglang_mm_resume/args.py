@@ -155,9 +155,9 @@ def _given(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     values, rest = parser.parse_known_args(argv)
     given = {dest: value for dest, value in vars(values).items() if value is not None}
     # argparse converts text from the environment for every action but the boolean one.
-    name = "use_block_allocator"
-    if name in given:
-        given[name] = _parse(specs[name], bool, given[name])
+    for name, field in Settings.model_fields.items():
+        if field.annotation is bool and name in given:
+            given[name] = _parse(specs[name], bool, given[name])
     return given, rest
 
 

@@ -161,10 +161,21 @@ CHUNK_BLOCKS = _new(
     # A posted write cannot be called back, so posts stay small: an expiry is then honoured soon.
     maximum=16,
 )
+CHECKSUM = _new(
+    "checksum",
+    "yes or no",
+    "Encode worker: send a checksum of the rows with each chunk. Prefill worker: compare it with "
+    "the rows that arrived, and refuse rows that are not finite; the client gets 503.",
+)
 DRAIN = _new(
     "drain_s",
     "seconds",
     "Time from the death of a writer to the reuse of blocks that it may still have been writing.",
+)
+SHUTDOWN_GRACE = _new(
+    "shutdown_grace_s",
+    "seconds",
+    "Time that a worker which gets SIGTERM gives to the requests that it has begun.",
 )
 MAX_QUARANTINED_FRACTION = _new(
     "max_quarantined_fraction",
@@ -202,7 +213,9 @@ class Settings(BaseModel):
     max_requests: Annotated[int, MAX_REQUESTS] = 512
     max_media_items: Annotated[int, MAX_MEDIA_ITEMS] = 64
     chunk_blocks: Annotated[int, CHUNK_BLOCKS] = 16
+    checksum: Annotated[bool, CHECKSUM] = False
     drain_s: Annotated[float, DRAIN] = 1.0
+    shutdown_grace_s: Annotated[float, SHUTDOWN_GRACE] = 30.0
     max_quarantined_fraction: Annotated[float, MAX_QUARANTINED_FRACTION] = 0.5
 
     @property

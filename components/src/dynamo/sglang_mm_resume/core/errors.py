@@ -45,10 +45,19 @@ class Reason(StrEnum):
     INTERNAL = "internal"  # a worker failed at its own work: a bug or a lack, seen in its log
     PROTOCOL = "protocol"  # a peer broke the protocol: a bug, not the client's fault
     FAILED = "failed"  # the transfer broke half-way: a fresh one may do better
+    CORRUPT = "corrupt"  # rows arrived that were not sent, or are no numbers: likewise
 
 
 #: Refusals that another worker, or the same one a moment later, might not give.
-RETRYABLE = frozenset({Reason.OVERLOADED, Reason.TIMEOUT, Reason.FAILED, Reason.UNKNOWN_TRANSFER})
+RETRYABLE = frozenset(
+    {
+        Reason.OVERLOADED,
+        Reason.TIMEOUT,
+        Reason.FAILED,
+        Reason.CORRUPT,
+        Reason.UNKNOWN_TRANSFER,
+    }
+)
 
 
 class Refused(ResumeError):

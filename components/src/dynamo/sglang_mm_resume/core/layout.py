@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 
 #: Raised whenever a message or the meaning of a field changes.
-PROTOCOL_VERSION: Final = 1
+PROTOCOL_VERSION: Final = 2
 
 #: Bytes per element of every dtype that may travel (R11: unchanged, never cast).
 ITEM_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}

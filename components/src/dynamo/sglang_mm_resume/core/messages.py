@@ -10,9 +10,17 @@ Three channels carry them (docs/protocol.md §2):
     notice    JSON bytes that NIXL delivers after a chunk's data: `ChunkNotice`
 """
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    PositiveInt,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 
 from dynamo.sglang_mm_resume.core.errors import (
     ProtocolError,
@@ -26,6 +34,17 @@ from dynamo.sglang_mm_resume.core.layout import PROTOCOL_VERSION, Layout, blocks
 TransferId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[0-9A-Za-z_-]+$")]
 Tokens = Annotated[int, Field(ge=0)]
 BlockIndex = Annotated[int, Field(ge=0)]
+#: Patches of one media item: t, h, w.
+Grid = tuple[PositiveInt, PositiveInt, PositiveInt]
+
+#: Characters of a refusal at most: a peer's own words are quoted in it, and may be megabytes.
+MAX_REFUSAL_CHARS: Final = 1000
+#: Bytes of a notice at most; a whole one has some 200.
+MAX_NOTICE_BYTES: Final = 1024
+#: Blocks of a pool at most: a writer prepares a list of all of them.
+MAX_POOL_BLOCKS: Final = 2**22
+#: Seconds of a grant's validity at most: event loops cannot count as far as a float can.
+MAX_VALID_S: Final = 1e9
 
 
 class Message(BaseModel):
@@ -51,7 +70,7 @@ class Grant(Message):
     blocks: tuple[BlockIndex, ...] = Field(min_length=1)
     block_size: int = Field(gt=0)
     chunk_blocks: int = Field(gt=0)
-    valid_s: float = Field(gt=0)
+    valid_s: float = Field(gt=0, le=MAX_VALID_S)
     #: False for index-based slots: what does not fit this grant can never be sent.
     resumable: bool = True
 
@@ -118,6 +137,7 @@ class Hello(Message):
     op: Literal["hello"] = "hello"
     layout: Layout
     instance_id: int
+    agent: str = Field(min_length=1, max_length=256)
 
 
 class Welcome(Message):
@@ -128,7 +148,7 @@ class Welcome(Message):
     agent: str = Field(min_length=1)
     metadata: bytes
     base_address: int = Field(gt=0)
-    num_blocks: int = Field(gt=0)
+    num_blocks: int = Field(gt=0, le=MAX_POOL_BLOCKS)
     memory: Literal["DRAM", "VRAM"]
     device_id: int = Field(ge=0)
 
@@ -219,10 +239,11 @@ class Refusal(Message):
     @classmethod
     def of(cls, error: ResumeError) -> "Refusal":
         """Any of our errors as an answer, so that it keeps its meaning on the way."""
+        message = str(error)[:MAX_REFUSAL_CHARS]
         if isinstance(error, Refused):
-            return cls(reason=error.reason, message=error.message)
+            return cls(reason=error.reason, message=message)
         failed = isinstance(error, TransferFailed)
-        return cls(reason=Reason.FAILED if failed else Reason.PROTOCOL, message=str(error))
+        return cls(reason=Reason.FAILED if failed else Reason.PROTOCOL, message=message)
 
     def as_error(self) -> Refused:
         return Refused(self.reason, self.message)
@@ -252,13 +273,19 @@ class Encode(Message):
     prompt_tokens: int = Field(gt=0)
     max_prompt_tokens: int = Field(gt=0)
 
+    @model_validator(mode="after")
+    def _grant_is_its_own(self) -> Self:
+        if self.grant.transfer_id != self.transfer_id:
+            raise ValueError("the grant belongs to another transfer")
+        return self
+
 
 class Sized(Message):
     """The embedding's length and grid, known before the vision tower has run."""
 
     op: Literal["sized"] = "sized"
     total_tokens: int = Field(gt=0)
-    grid: tuple[int, ...]
+    grid: Grid
     content_hash: str = Field(pattern="^[0-9a-f]{16}$")
 
 
@@ -279,12 +306,15 @@ class Received(BaseModel):
     transfer_id: TransferId
     modality: Literal["image"]
     total_tokens: int = Field(gt=0)
-    grid: tuple[int, ...]
+    grid: Grid
     content_hash: str = Field(pattern="^[0-9a-f]{16}$")
 
 
 class ChunkNotice(Message):
-    """Aux data of a chunk, delivered by NIXL after the chunk's bytes (R8, R9)."""
+    """Aux data of a chunk, delivered by NIXL after the chunk's bytes (R8, R9).
+
+    `checksum`: CRC-32 of the chunk's rows, where the writer sends one (--mm-resume-checksum).
+    """
 
     op: Literal["chunk"] = "chunk"
     transfer_id: TransferId
@@ -293,6 +323,7 @@ class ChunkNotice(Message):
     first_token: Tokens
     num_tokens: int = Field(gt=0)
     total_tokens: int = Field(gt=0)
+    checksum: int | None = Field(default=None, ge=0, lt=2**32)
 
 
 PrefillRequest = Annotated[Hello | Reserve | Resume | Abort | Ping, Field(discriminator="op")]
@@ -332,6 +363,8 @@ def parse(adapter: TypeAdapter[T], payload: Any) -> T:
 
 def parse_notice(payload: bytes) -> ChunkNotice:
     """Check a notification's bytes. Raises `ProtocolError`."""
+    if len(payload) > MAX_NOTICE_BYTES:
+        raise ProtocolError(f"a notice of {len(payload)} bytes, at most {MAX_NOTICE_BYTES} are one")
     try:
         notice = CHUNK_NOTICE.validate_json(payload)
     except ValidationError as error:
@@ -350,4 +383,5 @@ def dump(message: Message) -> dict[str, Any]:
 def _brief(error: ValidationError) -> str:
     first = error.errors(include_url=False, include_input=False)[0]
     place = ".".join(str(part) for part in first["loc"]) or "message"
-    return f"malformed message: {place}: {first['msg']} ({error.error_count()} problem(s))"
+    text = f"malformed message: {place:.100}: {first['msg']:.500}"
+    return f"{text} ({error.error_count()} problem(s))"

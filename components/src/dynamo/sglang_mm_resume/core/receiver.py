@@ -57,6 +57,7 @@ class CopyOut:
     transfer_id: str
     chunk: Chunk
     total_tokens: int
+    checksum: int | None = None  # what the writer says of the rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +224,7 @@ class Receiver:
             return self._end(transfer, False, error, now)
         granted.landed.add(chunk.index)
         transfer.deadline = now + self.limits.wait_timeout_s
-        return [CopyOut(transfer.transfer_id, chunk, notice.total_tokens)]
+        return [CopyOut(transfer.transfer_id, chunk, notice.total_tokens, notice.checksum)]
 
     def copied(self, transfer_id: str, chunk: Chunk, now: float) -> list[Effect]:
         """A chunk's rows are out of their blocks; give the grant back after its last chunk."""

@@ -74,7 +74,7 @@ class Sender:
         """Until when, on our clock, the chunk may be posted (R8)."""
         return self._open[chunk.generation].deadline
 
-    def notice(self, chunk: Chunk) -> ChunkNotice:
+    def notice(self, chunk: Chunk, checksum: int | None = None) -> ChunkNotice:
         """What the receiver is told once the chunk's bytes are there."""
         if self.total_tokens is None:
             raise ProtocolError("a chunk before the length is known")
@@ -85,6 +85,7 @@ class Sender:
             first_token=chunk.first_token,
             num_tokens=chunk.num_tokens,
             total_tokens=self.total_tokens,
+            checksum=checksum,
         )
 
     def written(self, chunk: Chunk) -> bool:

@@ -36,6 +36,7 @@ from dynamo.sglang_mm_resume.core.receiver import (
     Receiver,
 )
 from dynamo.sglang_mm_resume.core.transitions import Receiving
+from dynamo.sglang_mm_resume.transport.checksum import checksum_of, is_finite
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.tasks import Background
 
@@ -79,6 +80,7 @@ class Totals:
     resumes: int = 0
     bytes: int = 0
     malformed_notices: int = 0
+    stranger_notices: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
 
 
@@ -93,8 +95,12 @@ class Assembler:
         ask_writer: AskWriterToClose,
         expect: Callable[[int], None],
         on_ready: Callable[[bool], None] = lambda ready: None,
+        checksum: bool = False,
     ) -> None:
-        """`on_ready` hears when too much is quarantined, and when that is over (R6)."""
+        """`on_ready` hears when too much is quarantined, and when that is over (R6).
+
+        With `checksum`, rows that arrive must be finite, and those that were sent.
+        """
         self.receiver = receiver
         self.totals = Totals()
         self._memory = memory
@@ -102,6 +108,7 @@ class Assembler:
         self._ask_writer = ask_writer
         self._expect = expect
         self._on_ready = on_ready
+        self.checksum = checksum
         self._ready = True
         self._changed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
@@ -232,6 +239,10 @@ class Assembler:
             return
         try:
             await self._loop.run_in_executor(self._threads, self._gather, waits, effect)
+        except Refused as error:
+            now = time.monotonic()
+            self._perform(self.receiver.abort(effect.transfer_id, False, error, now))
+            return
         except Exception:  # out of memory, or a bug: the request must hear of it now
             logger.exception("copying a chunk of %s failed", effect.transfer_id)
             self.drop(effect.transfer_id, why="its embedding could not be assembled")
@@ -247,6 +258,8 @@ class Assembler:
         chunk = effect.chunk
         rows = waits.rows[chunk.first_token : chunk.first_token + chunk.num_tokens]
         self._memory.gather(chunk.blocks, rows)
+        if self.checksum:
+            _check(rows, effect)
 
     def _complete(self, transfer_id: str) -> None:
         waits = self._waits[transfer_id]
@@ -303,3 +316,15 @@ class Assembler:
 
     def _tick(self) -> None:
         self._perform(self.receiver.tick(time.monotonic()))
+
+
+def _check(rows: torch.Tensor, effect: CopyOut) -> None:
+    """Raises `Refused` unless `rows`, just copied, are finite and what the writer has sent."""
+    if effect.checksum is not None and checksum_of(rows) != effect.checksum:
+        fault = "are not those that were sent"
+    elif not is_finite(rows):
+        fault = "are not finite"
+    else:
+        return
+    where = f"from token {effect.chunk.first_token} on"
+    raise Refused(Reason.CORRUPT, f"rows of {effect.transfer_id} {where} {fault}")

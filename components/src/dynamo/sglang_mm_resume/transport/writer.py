@@ -11,19 +11,25 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 import torch
 
 from dynamo.sglang_mm_resume.core.blocks import BlockPool, Lease
-from dynamo.sglang_mm_resume.core.errors import Reason, Refused, TransferFailed
+from dynamo.sglang_mm_resume.core.errors import (
+    ProtocolError,
+    Reason,
+    Refused,
+    TransferFailed,
+)
 from dynamo.sglang_mm_resume.core.messages import Chunk, Grant, Sent
 from dynamo.sglang_mm_resume.core.queue import GrantQueue
 from dynamo.sglang_mm_resume.core.sender import Sender
 from dynamo.sglang_mm_resume.core.transitions import Sending
+from dynamo.sglang_mm_resume.transport.checksum import checksum_of
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent, PeerLost
 from dynamo.sglang_mm_resume.transport.tasks import unless
@@ -34,6 +40,10 @@ T = TypeVar("T")
 
 #: One chunk is written while the next is staged; more would only hold blocks.
 CHUNKS_UNDER_WAY: Final = 2
+
+#: A transfer without a grant waits for so many validities of its last one: a receiver gives up one
+#: that drains, and one that queues, after one validity each.
+STARVED_PATIENCE: Final = 2
 
 #: Seconds that a worker which shuts down waits for writes to end.
 CLOSE_TIMEOUT_S: Final = 10.0
@@ -106,6 +116,11 @@ class StagingPool:
         self.pool.release(lease)
         self._serve()
 
+    @property
+    def is_idle(self) -> bool:
+        """Nobody has borrowed anything, and nobody waits."""
+        return not self._waiting and self.pool.stats().held == 0
+
     def _serve(self) -> None:
         for key, lease in self._queue.pump():
             if self._waiting[key].cancelled():
@@ -117,9 +132,11 @@ class StagingPool:
 class Outgoing:
     """One transfer on its way to one receiver."""
 
-    def __init__(self, writer: "Writer", sender: Sender, agent: str) -> None:
+    def __init__(self, writer: "Writer", sender: Sender, agent: str, valid_s: float) -> None:
+        """`valid_s`: validity of the sender's first grant, in seconds."""
         self.sender = sender
         self.agent = agent
+        self._valid_s = valid_s
         self._writer = writer
         self._changed = asyncio.Event()
         self._closed = asyncio.Event()
@@ -130,6 +147,7 @@ class Outgoing:
     def add_grant(self, grant: Grant) -> None:
         """More room. Raises `ProtocolError` if it does not continue the last grant."""
         self.sender.add_grant(grant, time.monotonic())
+        self._valid_s = grant.valid_s
         self._changed.set()
 
     async def send(self, rows: torch.Tensor) -> AsyncIterator[Sent]:
@@ -201,9 +219,15 @@ class Outgoing:
             raise TransferFailed(f"transfer {self.sender.transfer_id} was closed")
 
     async def _wait_for_change(self) -> None:
+        """Not for ever: a processor that hangs neither brings a grant nor breaks its stream."""
         self._require_open()
         self._changed.clear()
-        await self._changed.wait()
+        patience_s = STARVED_PATIENCE * self._valid_s
+        try:
+            async with asyncio.timeout(patience_s):
+                await self._changed.wait()
+        except TimeoutError:
+            raise TransferFailed(f"no further grant came within {patience_s:g} s") from None
 
     def _start_writes(
         self, under_way: "deque[tuple[Chunk, asyncio.Task[None]]]", rows: torch.Tensor
@@ -234,6 +258,7 @@ class Writer:
         threads: Executor,
         max_posts: int,
         drain_s: float,
+        checksum: bool = False,
     ) -> None:
         """`max_posts`: writes posted at once per receiver, so that a hung one stalls no other."""
         self.totals = WriterTotals()
@@ -243,6 +268,7 @@ class Writer:
         self._agent = agent
         self._threads = threads
         self.drain_s = drain_s
+        self.checksum = checksum
         self._max_posts = max_posts
         self._turns: dict[str, StagingPool] = {}
         self._live: dict[str, Outgoing] = {}
@@ -257,7 +283,9 @@ class Writer:
         """Begin a transfer with its default grant. Raises `ProtocolError` or `Refused`."""
         if grant.transfer_id in self._live or grant.transfer_id in self._closed:
             raise Refused(Reason.DUPLICATE, f"transfer {grant.transfer_id} was used before (R13)")
-        outgoing = Outgoing(self, Sender(grant, num_receiver_blocks, time.monotonic()), agent)
+        self._require_our_blocks(grant)
+        sender = Sender(grant, num_receiver_blocks, time.monotonic())
+        outgoing = Outgoing(self, sender, agent, grant.valid_s)
         self._live[grant.transfer_id] = outgoing
         self.totals.transfers += 1
         return outgoing
@@ -267,7 +295,13 @@ class Writer:
         outgoing = self._live.get(grant.transfer_id)
         if outgoing is None:
             raise Refused(Reason.UNKNOWN_TRANSFER, f"no live transfer {grant.transfer_id}")
+        self._require_our_blocks(grant)
         outgoing.add_grant(grant)
+
+    def _require_our_blocks(self, grant: Grant) -> None:
+        ours = self._memory.layout.block_size
+        if grant.block_size != ours:
+            raise ProtocolError(f"a grant of blocks of {grant.block_size} tokens, ours have {ours}")
 
     async def close(self, transfer_id: str) -> None:
         """Post nothing more for a transfer; returns once nothing is in flight. Idempotent."""
@@ -294,7 +328,8 @@ class Writer:
         grant expires or the transfer is closed; what is posted, ends by itself.
         """
         size = min(len(chunk.blocks), self.staging.pool.num_blocks)
-        notice = outgoing.sender.notice(chunk).model_dump_json().encode()
+        checksum = await self._in_thread(checksum_of, rows) if self.checksum else None
+        notice = outgoing.sender.notice(chunk, checksum).model_dump_json().encode()
         deadline = outgoing.sender.deadline_of(chunk)
         turns = self._turns_of(outgoing.agent)
         turn = await turns.borrow_unless_over(1, outgoing.closed, deadline)
@@ -312,6 +347,11 @@ class Writer:
             self.totals.write_seconds += time.monotonic() - started
         finally:
             turns.give_back(turn)
+            if turns.is_idle:  # receivers come and go
+                self._turns.pop(outgoing.agent, None)
+
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
 
     def _turns_of(self, agent: str) -> StagingPool:
         if agent not in self._turns:
@@ -328,8 +368,7 @@ class Writer:
     ) -> None:
         lease = await self.staging.borrow_unless_over(len(remote), outgoing.closed, deadline)
         try:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._threads, self._memory.scatter, rows, lease.blocks)
+            await self._in_thread(self._memory.scatter, rows, lease.blocks)
             await self._agent.write(outgoing.agent, lease.blocks, remote, payload, deadline)
         except TransferFailed:
             self.totals.failures += 1

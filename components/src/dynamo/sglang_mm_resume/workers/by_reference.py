@@ -7,16 +7,18 @@ place of media, and puts references where Dynamo's handler looks for URLs.
 """
 
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, TypeVar
 
 from dynamo.llm.exceptions import InvalidArgument
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
-from dynamo.sglang_mm_resume.core.errors import ResumeError
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, ResumeError
+from dynamo.sglang_mm_resume.core.messages import Refusal, parse
 from dynamo.sglang_mm_resume.workers.errors import to_http
-from dynamo.sglang_mm_resume.workers.lifecycle import RequestStopped
+from dynamo.sglang_mm_resume.workers.lifecycle import Admission, RequestStopped
 from dynamo.sglang_mm_resume.workers.sglang_engine import EmbeddingInput, Offer
 
 logger = logging.getLogger(__name__)
@@ -27,9 +29,18 @@ T = TypeVar("T")
 class ByReference:
     """Comes first among the bases of a handler; the next one is Dynamo's."""
 
-    def __init__(self, *args: Any, embeddings: EmbeddingInput, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        *args: Any,
+        embeddings: EmbeddingInput,
+        admission: Admission,
+        refusals: Counter[str],
+        **kwargs: Any,
+    ) -> None:
         super().__init__(*args, **kwargs)
         self._embeddings = embeddings
+        self._admission = admission
+        self._refusals = refusals
 
     def offers(
         self, request: dict[str, Any], context: Any
@@ -44,6 +55,13 @@ class ByReference:
         self, request: dict[str, Any], context: Any
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Answer one request."""
+        with self._admission.work():
+            async for chunk in self._answer(request, context):
+                yield chunk
+
+    async def _answer(
+        self, request: dict[str, Any], context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
         references: list[str] = []
         try:
             async with self.offers(request, context) as offers:
@@ -55,6 +73,7 @@ class ByReference:
         except RequestStopped:
             return
         except ResumeError as error:
+            self._refusals[Refusal.of(error).reason] += 1
             raise to_http(error) from error
         except ValueError as error:  # SGLang's checks of the request: length, parameters
             logger.warning("the engine refuses a request: %s", error)
@@ -64,11 +83,10 @@ class ByReference:
 
 
 def taken(adapter: TypeAdapter[list[T]], request: dict[str, Any], key: str) -> list[T]:
-    """What the processor has put into a request under `key`, which is taken out."""
-    try:
-        return adapter.validate_python(request.pop(key, None) or [])
-    except ValidationError as error:
-        raise RuntimeError(f"the processor sent a malformed {key}: {error}") from error
+    """What the processor put under `key`, taken out. Raises `ProtocolError`."""
+    if not isinstance(request, dict):
+        raise ProtocolError("malformed message: a request is a dict")
+    return parse(adapter, request.pop(key, None) or [])
 
 
 def _with_references(request: dict[str, Any], references: list[str]) -> dict[str, Any]:

@@ -6,7 +6,9 @@ It never sees an embedding. What it needs of a picture is its place in the promp
 that the positions of its tokens are those that the prefill worker used.
 """
 
+import asyncio
 import logging
+from collections import Counter
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
@@ -18,6 +20,7 @@ from dynamo.sglang_mm_resume.core.errors import ResumeError, TransferFailed
 from dynamo.sglang_mm_resume.core.messages import PROBE, RECEIVED, Done, Refusal, dump, parse
 from dynamo.sglang_mm_resume.workers.by_reference import ByReference, taken
 from dynamo.sglang_mm_resume.workers.errors import to_http
+from dynamo.sglang_mm_resume.workers.lifecycle import Admission
 from dynamo.sglang_mm_resume.workers.request import TRANSFERS_KEY
 from dynamo.sglang_mm_resume.workers.sglang_engine import (
     Embedding,
@@ -48,6 +51,7 @@ class DecodeHandler(ByReference, DecodeWorkerHandler):
 
     @asynccontextmanager
     async def offers(self, request: dict[str, Any], context: Any) -> AsyncIterator[Sequence[Offer]]:
+        self._admission.require_open()
         transfers = taken(RECEIVED, request, TRANSFERS_KEY)
         yield [Embedding(rows_unseen(t.total_tokens), t.grid, t.content_hash) for t in transfers]
 
@@ -61,10 +65,23 @@ async def answer_probe(payload: Any) -> AsyncGenerator[dict[str, Any], None]:
         yield dump(Refusal.of(error))
 
 
-def decode_status(engine: Any, embeddings: EmbeddingInput) -> dict[str, Any]:
+async def drain(admission: Admission, grace_s: float) -> None:
+    """Accept nothing new, and let the answers under way end. Bounded in time."""
+    admission.leave()
+    try:
+        async with asyncio.timeout(grace_s):
+            await admission.idle()
+    except TimeoutError:
+        logger.warning("%d requests did not finish in time", admission.accepted)
+
+
+def decode_status(
+    engine: Any, embeddings: EmbeddingInput, refusals: Counter[str]
+) -> dict[str, Any]:
     """What operators and tests look at; every number is current."""
     return {
         "role": "decode",
         "embeddings_offered": len(embeddings),
         "engine_requests": num_requests(engine),
+        "refusals": dict(refusals),
     }

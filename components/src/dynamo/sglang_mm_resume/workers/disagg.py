@@ -26,6 +26,7 @@ from dynamo.sglang_mm_resume.transport.rpc import (
     heartbeat,
 )
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
+from dynamo.sglang_mm_resume.workers.errors import is_unavailable
 from dynamo.sglang_mm_resume.workers.request import num_choices
 
 Chunk = dict[str, Any]
@@ -109,6 +110,10 @@ class PrefillDecode:
         except PeerUnreachable as error:  # the prefill worker is not to blame
             self._decode_workers.suspect(decode)
             raise TransferFailed(str(error)) from error
+        except Exception as error:
+            if is_unavailable(error):
+                self._decode_workers.avoid(decode)
+            raise
 
     def _while_alive(
         self, stream: AsyncIterator[Chunk], half: Half, instance_id: int

@@ -7,7 +7,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.budget import PromptBudget
@@ -42,6 +42,7 @@ from dynamo.sglang_mm_resume.transport.rpc import Client, ask
 from dynamo.sglang_mm_resume.transport.tasks import Background
 from dynamo.sglang_mm_resume.transport.writer import Outgoing, Writer
 from dynamo.sglang_mm_resume.workers.lifecycle import (
+    Admission,
     RequestContext,
     RequestStopped,
     until_stopped,
@@ -50,9 +51,6 @@ from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.sglang_encoder import VisionEncoder
 
 logger = logging.getLogger(__name__)
-
-#: Seconds that a worker which shuts down lets its media items finish; Dynamo allows 30 in all.
-DRAIN_TIMEOUT_S: Final = 20.0
 
 
 class Receivers:
@@ -75,7 +73,11 @@ class Receivers:
             welcome = self._met.get(name)
             if welcome is None or not self._agent.is_connected(name.agent):
                 await self._forget_departed()
-                welcome = await self._hello(name)
+                try:
+                    welcome = await self._hello(name)
+                except BaseException:
+                    self._meeting.pop(name, None)  # it may be no name of anybody
+                    raise
                 self._met[name] = welcome
             return welcome
 
@@ -89,7 +91,7 @@ class Receivers:
             await self._agent.disconnect(name.agent)
 
     async def _hello(self, name: ReceiverName) -> Welcome:
-        hello = Hello(layout=self._layout, instance_id=self._instance_id)
+        hello = Hello(layout=self._layout, instance_id=self._instance_id, agent=self._agent.name)
         answer = await ask(self._client, name.instance_id, hello, PREFILL_REPLY, self._timeout_s)
         if not isinstance(answer, Welcome) or answer.agent != name.agent:
             raise ProtocolError(f"prefill worker {name.instance_id} answered hello with {answer!r}")
@@ -121,9 +123,7 @@ class EncodeHandler:
         self._writer = writer
         self._receivers = receivers
         self._background = Background()
-        self._accepted = 0
-        self._idle = asyncio.Event()
-        self._idle.set()
+        self._admission = Admission()
 
     async def generate(
         self, payload: Any, context: RequestContext
@@ -152,15 +152,16 @@ class EncodeHandler:
             yield dump(self._refusal(error))
 
     async def drain(self) -> None:
-        """Let what is under way finish; give up what does not in time, so that it ends at all.
+        """Accept no more, and let what is under way finish; give up what does not in time.
 
-        Our control endpoint must still be up: grants for these transfers come through it.
+        Our endpoints must still be up: grants for these transfers come through them.
         """
+        self._admission.leave()
         try:
-            async with asyncio.timeout(DRAIN_TIMEOUT_S):
-                await self._idle.wait()
+            async with asyncio.timeout(self._settings.shutdown_grace_s):
+                await self._admission.idle()
         except TimeoutError:
-            logger.warning("%d media items did not finish in time", self._accepted)
+            logger.warning("%d media items did not finish in time", self._admission.accepted)
             await self._writer.close_all()
 
     async def close(self) -> None:
@@ -188,15 +189,14 @@ class EncodeHandler:
     async def _serve(
         self, message: Encode, context: RequestContext
     ) -> AsyncGenerator[Message, None]:
-        if self._accepted >= self._settings.max_encodes:
+        self._admission.require_open()
+        if self._admission.accepted >= self._settings.max_encodes:
             raise Refused(
                 Reason.OVERLOADED,
                 f"{self._settings.max_encodes} media items are being encoded already "
                 "(--mm-resume-max-encodes): try again later",
             )
-        self._accepted += 1
-        self._idle.clear()
-        try:
+        with self._admission.work():
             receiver = await until_stopped(context, self._receivers.meet(message.receiver))
             outgoing = self._writer.open(message.grant, receiver.agent, receiver.num_blocks)
             stop = self._background.start(self._close_when_stopped(message.transfer_id, context))
@@ -209,10 +209,6 @@ class EncodeHandler:
                 await asyncio.shield(
                     self._background.start(self._writer.close(message.transfer_id))
                 )
-        finally:
-            self._accepted -= 1
-            if not self._accepted:
-                self._idle.set()
 
     async def _encode(self, message: Encode, outgoing: Outgoing) -> AsyncGenerator[Message, None]:
         image = await outgoing.unless_closed(self._media.load(message.media))

@@ -11,6 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from dynamo.common.utils.runtime import create_runtime
 
+from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.transport.tasks import unless
 
 logger = logging.getLogger(__name__)
@@ -56,9 +57,49 @@ def argument_errors() -> Iterator[None]:
         raise SystemExit(2) from error
 
 
+class Admission:
+    """Work that a worker has accepted; once it shuts down, it accepts no more."""
+
+    def __init__(self) -> None:
+        self._accepted = 0
+        self._leaving = False
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    @property
+    def accepted(self) -> int:
+        return self._accepted
+
+    def require_open(self) -> None:
+        """Raises `Refused` once the worker shuts down: another one will do it."""
+        if self._leaving:
+            raise Refused(Reason.OVERLOADED, "this worker shuts down: try again later")
+
+    @contextmanager
+    def work(self) -> Iterator[None]:
+        """Counts a piece of work until the block ends."""
+        self._accepted += 1
+        self._idle.clear()
+        try:
+            yield
+        finally:
+            self._accepted -= 1
+            if not self._accepted:
+                self._idle.set()
+
+    def leave(self) -> None:
+        """Accept nothing new from now on."""
+        self._leaving = True
+
+    async def idle(self) -> None:
+        """Return once no work is under way."""
+        await self._idle.wait()
+
+
 class DrainFirst:
     """Stands for endpoints in a list that a graceful shutdown takes out of discovery: lets the work
-    under way end before. SGLang's variant of the shutdown knows endpoints, but no other callback.
+    under way end before. Dynamo's clients break off the streams of an instance that is gone from
+    there, and SGLang's variant of the shutdown has no other callback.
     """
 
     def __init__(self, drain: Callable[[], Awaitable[None]], endpoints: Iterable[Any]) -> None:

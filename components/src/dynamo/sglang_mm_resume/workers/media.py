@@ -2,67 +2,163 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loads media under Dynamo's own URL policy and names them by content.
 
-Fetching, size limits, redirects and private addresses are Dynamo's `ImageLoader`: the same
-environment variables rule here as everywhere in Dynamo. What is added are error texts that say
-which item is wrong and why, without repeating a URL that may carry a secret or megabytes.
+Private addresses, redirects and the sizes of downloads and data URLs are ruled by Dynamo's HTTP
+client and its `DYN_MM_*` environment variables. What is added: one deadline over all redirects, a
+bound on decoded pixels, and refusals that say which item is wrong and what to change, without
+repeating a URL that may carry a secret or megabytes. Whatever the bytes of a picture make Pillow
+raise is the client's; a lack of memory or of open files is ours.
+
+Nothing is shared between requests, so that a download ends with the request that wanted it.
 """
 
 import asyncio
+import base64
+import errno
 import hashlib
-import logging
+import io
 import re
+import threading
+import weakref
+from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import Final
+from urllib.parse import urlsplit
 
-from dynamo.common.http.base import HttpStatusError
-from dynamo.common.multimodal import image_loader
-from dynamo.common.multimodal.image_loader import ImageLoader
-from dynamo.common.multimodal.media_source import describe_media_source
+from dynamo.common.http import (
+    HttpConfigurationError,
+    HttpError,
+    HttpStatusError,
+    HttpTimeoutError,
+    fetch_bytes,
+)
+from dynamo.common.http.media_reference import max_media_bytes
+from dynamo.common.http.url_validator import (
+    UrlValidationPolicy,
+    describe_media_source,
+    validate_url,
+)
 from PIL import Image
 
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.core.messages import Media
 
-_DATA_URL = re.compile(r"data:[^\s'\"]{80,}")
+#: Seconds until a picture must have arrived, unless told otherwise.
+FETCH_TIMEOUT_S: Final = 15.0
+#: Pixels of one picture, 4 bytes each: where Pillow begins to suspect a decompression bomb.
+MAX_PIXELS: Final = 89_478_485
+#: Pixels of all pictures that a worker holds at the same time: 4 GiB.
+MAX_PIXELS_HELD: Final = 2**30
+#: Pictures decoded at the same time. Each may need three times its pixels while it lasts, and
+#: threads must be left for copies.
+MAX_DECODES: Final = 4
+
+_FORMATS: Final = ("JPEG", "PNG", "WEBP")
+_LACKS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC})
+_SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?[^\s'\"]*")  # user and password, query
 
 
-class ShortenUrls(logging.Filter):
-    """Dynamo's loader quotes the URL of a picture that it cannot load. A data URL is the picture
-    itself: megabytes, and nobody else's business.
-    """
-
-    def filter(self, record: logging.LogRecord) -> bool:
-        message = record.getMessage()
-        shortened = _DATA_URL.sub(lambda url: f"data:… ({len(url.group())} characters)", message)
-        if shortened != message:
-            record.msg, record.args = shortened, ()
-        return True
+class _Unusable(Exception):
+    """The client's fault; the text says why and what to do."""
 
 
 class MediaLoader:
     """Images by URL."""
 
-    def __init__(self, threads: Executor, identity: str) -> None:
+    def __init__(
+        self, threads: Executor, identity: str, fetch_timeout_s: float = FETCH_TIMEOUT_S
+    ) -> None:
         """`identity` names whatever else decides an embedding: the model and its layout."""
-        self._images = ImageLoader()
-        logging.getLogger(image_loader.__name__).addFilter(ShortenUrls())
         self._threads = threads
         self._identity = identity.encode()
+        self._fetch_timeout_s = fetch_timeout_s
+        self._policy = UrlValidationPolicy.from_env()
+        self._decoding = asyncio.Semaphore(MAX_DECODES)
+        self._held = _PixelsHeld(MAX_PIXELS_HELD)
 
     async def load(self, media: Media) -> Image.Image:
-        """The decoded picture, RGB. Raises `Refused` (BAD_REQUEST) saying what is wrong."""
+        """The decoded picture, RGB, as SGLang decodes it: no EXIF turn, no alpha.
+
+        Raises `Refused`: BAD_REQUEST says what is wrong, OVERLOADED where too much is held.
+        """
+        loop = asyncio.get_running_loop()
         try:
-            return await self._images.load_image(media.url)
-        except HttpStatusError as error:
-            raise _refused(media, _status_text(error)) from error
-        except (ValueError, OSError, Image.DecompressionBombError) as error:
-            if getattr(error, "errno", None) is not None:
-                raise  # our own machine's trouble, such as too many open files
-            raise _refused(media, _without_url(str(error), media.url)) from error
+            content = await self._content(media.url)
+            async with self._decoding:
+                return await loop.run_in_executor(self._threads, self._decode, content)
+        except _Unusable as error:
+            text = f"{_label(media.url)}: {_SECRETS.sub('', str(error))}"
+            raise Refused(Reason.BAD_REQUEST, text) from error
 
     async def content_hash(self, image: Image.Image) -> str:
         """Sixteen hex digits over the pixels and the model: equal pictures share their KV."""
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._threads, self._hash, image)
+
+    async def _content(self, url: str) -> bytes:
+        """The bytes of the picture. Raises `_Unusable`."""
+        try:
+            scheme = urlsplit(f"{url.partition(':')[0]}:").scheme
+            if scheme in ("", "file"):
+                raise _Unusable("local file access is not allowed: send a data URL")
+            content = await (self._inside(url) if scheme == "data" else self._fetched(url))
+        except ValueError as error:  # the URL policy, and whatever parsers of URLs raise
+            raise _Unusable(str(error)[:300]) from error
+        if not content:
+            raise _Unusable("the picture is empty: send the whole file")
+        return content
+
+    async def _inside(self, url: str) -> bytes:
+        await validate_url(url, self._policy)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._threads, _data_of, url)
+
+    async def _fetched(self, url: str) -> bytes:
+        limit_s = self._fetch_timeout_s
+        try:
+            # Dynamo's own limit begins anew with each redirect.
+            async with asyncio.timeout(limit_s):
+                return await fetch_bytes(
+                    url, limit_s, policy=self._policy, max_bytes=max_media_bytes()
+                )
+        except (TimeoutError, HttpTimeoutError) as error:
+            raise _Unusable(f"did not arrive within {limit_s:g} s: send a data URL") from error
+        except HttpStatusError as error:
+            raise _Unusable(f"its server answered with status {error.status}") from error
+        except HttpConfigurationError:
+            raise  # the operator's
+        except HttpError as error:
+            if _is_lack(error.__cause__):
+                raise
+            raise _Unusable("its server could not be reached, or broke off") from error
+
+    def _decode(self, content: bytes) -> Image.Image:
+        """Raises `_Unusable`, or `Refused` as OVERLOADED."""
+        try:
+            image = Image.open(io.BytesIO(content), formats=_FORMATS)
+            width, height = image.size
+            if width * height > MAX_PIXELS:
+                raise Image.DecompressionBombError
+            give_back = self._held.take(width * height)
+            try:
+                image.load()
+                rgb = image if image.mode == "RGB" else image.convert("RGB")
+                weakref.finalize(rgb, give_back)
+            except BaseException:
+                give_back()
+                raise
+        except (Refused, MemoryError):
+            raise
+        except Image.UnidentifiedImageError as error:
+            raise _Unusable("cannot be decoded: send JPEG, PNG or WebP") from error
+        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+            text = f"the picture has more than {MAX_PIXELS} pixels: send a smaller one"
+            raise _Unusable(text) from error
+        except Exception as error:  # broken data makes Pillow raise almost anything
+            if _is_lack(error):
+                raise
+            text = f"the picture is truncated or damaged ({error!s:.100}): send the whole file"
+            raise _Unusable(text) from error
+        return rgb
 
     def _hash(self, image: Image.Image) -> str:
         digest = hashlib.sha256(self._identity)
@@ -71,22 +167,55 @@ class MediaLoader:
         return digest.hexdigest()[:16]
 
 
-def _refused(media: Media, why: str) -> Refused:
-    return Refused(Reason.BAD_REQUEST, f"{describe_media_source(media.url)}: {why}")
+class _PixelsHeld:
+    """How many pixels are in memory, with an end to it. Threads may take and give back."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._held = 0
+        self._lock = threading.RLock()  # a collected picture may give back during a `take`
+
+    def take(self, count: int) -> Callable[[], None]:
+        """Count in; what is returned counts out, once. Raises `Refused` beyond the limit."""
+        with self._lock:
+            if self._held + count > self._limit:
+                raise Refused(
+                    Reason.OVERLOADED,
+                    f"pictures of {self._held} pixels are being encoded already: try again later",
+                )
+            self._held += count
+        return lambda: self._give_back(count)
+
+    def _give_back(self, count: int) -> None:
+        with self._lock:
+            self._held -= count
 
 
-def _status_text(error: HttpStatusError) -> str:
-    if error.status == 415:
-        return "not a picture that can be decoded: send JPEG, PNG or WebP"
-    if "truncated" in error.message:
-        return "the picture is truncated or damaged: send the whole file"
-    if error.status == 408:
-        return "its server did not answer in time"
-    if error.status == 400:
-        return "its server could not be reached"
-    return f"its server answered with status {error.status}"
+def _data_of(url: str) -> bytes:
+    """The bytes in a base64 data URL. White space and escapes (`%2B`) in it are allowed."""
+    header, comma, data = url.partition(",")
+    media_type, *parameters = header.partition(":")[2].lower().split(";")
+    if not comma or not media_type.strip().startswith("image/"):
+        raise _Unusable("a data URL must be an image: data:image/png;base64,...")
+    if "base64" not in parameters:
+        raise _Unusable("a data URL must be base64: data:image/png;base64,...")
+    for escape, character in (("%2B", "+"), ("%2F", "/"), ("%3D", "=")):
+        data = data.replace(escape, character).replace(escape.lower(), character)
+    try:
+        compact = data.encode("ascii").translate(None, b" \t\r\n\f")
+        return base64.b64decode(compact, validate=True)
+    except ValueError as error:
+        raise _Unusable(f"the data URL is not valid base64 ({error!s:.100})") from error
 
 
-def _without_url(text: str, url: str) -> str:
-    """Upstream's messages quote the URL; a data URL would be megabytes of it."""
-    return text.replace(url, "the URL").replace("'the URL'", "the URL")[:300]
+def _is_lack(error: BaseException | None) -> bool:
+    """Whether this machine has run out of something."""
+    return isinstance(error, OSError) and error.errno in _LACKS
+
+
+def _label(url: str) -> str:
+    """What a URL is called in a message: bounded, and without what may be secret."""
+    scheme, _, rest = url.partition(":")
+    if scheme.strip().lower() == "data":
+        return describe_media_source(f"data:{rest}")
+    return describe_media_source(_SECRETS.sub("", url))

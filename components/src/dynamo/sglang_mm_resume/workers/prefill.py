@@ -10,8 +10,8 @@ Dynamo's `PrefillWorkerHandler`.
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections import Counter, OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from typing import Any, Final
@@ -19,7 +19,12 @@ from typing import Any, Final
 from dynamo.sglang.request_handlers import DecodeWorkerHandler
 
 from dynamo.sglang_mm_resume.config import Settings
-from dynamo.sglang_mm_resume.core.errors import Reason, Refused, ResumeError
+from dynamo.sglang_mm_resume.core.errors import (
+    ProtocolError,
+    Reason,
+    Refused,
+    ResumeError,
+)
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.core.messages import (
     ENCODE_CONTROL_REPLY,
@@ -50,6 +55,7 @@ from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, ask
 from dynamo.sglang_mm_resume.workers.by_reference import ByReference, taken
 from dynamo.sglang_mm_resume.workers.lifecycle import (
+    Admission,
     RequestContext,
     RequestStopped,
     until_stopped,
@@ -65,8 +71,8 @@ from dynamo.sglang_mm_resume.workers.sglang_engine import (
 
 logger = logging.getLogger(__name__)
 
-#: Seconds that a worker which shuts down waits for embeddings that are on their way to it.
-DRAIN_TIMEOUT_S: Final = 20.0
+#: NIXL agents whose notices are heard. A deployment has fewer encode workers, restarts included.
+REMEMBERED_WRITERS: Final = 4096
 
 
 class Writers:
@@ -142,6 +148,7 @@ class TransferHandler:
         memory: PoolMemory,
         agent: NixlAgent,
         assembler: Assembler,
+        admission: Admission,
         instance_id: int,
         max_prompt_tokens: int,
     ) -> None:
@@ -152,16 +159,8 @@ class TransferHandler:
         self._assembler = assembler
         self._name = ReceiverName(instance_id=instance_id, agent=agent.name)
         self._max_prompt_tokens = max_prompt_tokens
-        self.leaving = asyncio.Event()
-
-    async def drain(self) -> None:
-        """Take nothing new, and let what is on its way arrive."""
-        self.leaving.set()
-        try:
-            async with asyncio.timeout(DRAIN_TIMEOUT_S):
-                await self._assembler.drained()
-        except TimeoutError:
-            logger.warning("embeddings are still on their way: %s", self._assembler.receiver.live)
+        self._writers: OrderedDict[str, None] = OrderedDict()  # NIXL agents that have said hello
+        self._admission = admission
 
     async def mm_transfer(
         self, payload: Any, context: RequestContext
@@ -178,6 +177,14 @@ class TransferHandler:
         except RequestStopped:
             return
 
+    def on_notice(self, peer: str, payload: bytes) -> None:
+        """A notification from a NIXL agent; a stranger's changes nothing (R10)."""
+        if peer in self._writers:
+            self._assembler.on_notice(peer, payload)
+            return
+        self._assembler.totals.stranger_notices += 1
+        logger.warning("notice from %s ignored: it never said hello", peer)
+
     async def _answer(self, message: Hello | Reserve | Resume | Abort | Ping) -> Message:
         match message:
             case Hello():
@@ -193,6 +200,9 @@ class TransferHandler:
     def _welcome(self, hello: Hello) -> Welcome:
         self._layout.require_same(hello.layout, f"encode worker {hello.instance_id}")
         logger.info("met encode worker %s: layout %s", hello.instance_id, self._layout.fingerprint)
+        self._writers[hello.agent] = None
+        if len(self._writers) > REMEMBERED_WRITERS:
+            self._writers.popitem(last=False)
         return Welcome(
             layout=self._layout,
             agent=self._agent.name,
@@ -206,8 +216,7 @@ class TransferHandler:
     async def _grant(self, message: Reserve | Resume) -> Granted | NoBlocks:
         started = time.monotonic()
         if isinstance(message, Reserve):
-            if self.leaving.is_set():
-                raise leaving()
+            self._admission.require_open()
             grant = await self._assembler.reserve(message)
         elif message.wait:
             grant = await self._assembler.resume(
@@ -235,7 +244,6 @@ class _FromTransfers(ByReference):
         assembler: Assembler,
         media: MediaLoader,
         max_local: int,
-        is_leaving: Callable[[], bool],
         **kwargs: Any,
     ) -> None:
         """`max_local`: pictures loaded here at the same time, for want of an encode worker."""
@@ -243,7 +251,6 @@ class _FromTransfers(ByReference):
         self._assembler = assembler
         self._media = media
         self._max_local = max_local
-        self._is_leaving = is_leaving
         self._local = 0
 
     @asynccontextmanager
@@ -251,11 +258,12 @@ class _FromTransfers(ByReference):
         self, request: dict[str, Any], context: RequestContext
     ) -> AsyncIterator[Sequence[Offer]]:
         transfers = taken(RECEIVED, request, TRANSFERS_KEY)
-        local = taken(LOCAL_MEDIA, request, LOCAL_MEDIA_KEY)
-        self._local += len(local)
+        local: list[Media] = []
         try:
-            if self._is_leaving() and not transfers:
-                raise leaving()
+            local = taken(LOCAL_MEDIA, request, LOCAL_MEDIA_KEY)
+            self._local += len(local)
+            if not transfers:  # else they are here already, and nowhere else
+                self._admission.require_open()
             work = self._collect(transfers) if transfers else self._load(local)
             yield await until_stopped(context, work)
         finally:
@@ -264,10 +272,16 @@ class _FromTransfers(ByReference):
                 self._assembler.drop(transfer.transfer_id)
 
     async def _collect(self, transfers: list[Received]) -> Sequence[Offer]:
-        return [
-            Embedding(await self._assembler.take(t.transfer_id), t.grid, t.content_hash)
-            for t in transfers
-        ]
+        return [await self._embedding(transfer) for transfer in transfers]
+
+    async def _embedding(self, received: Received) -> Embedding:
+        rows = await self._assembler.take(received.transfer_id)
+        if len(rows) != received.total_tokens:
+            raise ProtocolError(
+                f"{received.transfer_id} has {len(rows)} rows, "
+                f"its request expects {received.total_tokens}"
+            )
+        return Embedding(rows, received.grid, received.content_hash)
 
     async def _load(self, local: list[Media]) -> Sequence[Offer]:
         """Pictures for the engine's own tower. One after the other: this is not the rule."""
@@ -300,9 +314,15 @@ class KvSourceHandler(_FromTransfers, KvSource):
             yield chunk
 
 
-def leaving() -> Refused:
-    """This worker shuts down: the same request does well on another."""
-    return Refused(Reason.OVERLOADED, "this worker shuts down: try again later")
+async def drain(admission: Admission, assembler: Assembler, grace_s: float) -> None:
+    """Accept nothing new; let what is on its way arrive, and its answers end. Bounded in time."""
+    admission.leave()
+    try:
+        async with asyncio.timeout(grace_s):
+            await assembler.drained()
+            await admission.idle()
+    except TimeoutError:
+        logger.warning("%d requests did not finish in time", admission.accepted)
 
 
 def prefill_status(

@@ -18,7 +18,6 @@ from typing import Any
 
 from dynamo.common.backend.health_check import is_probe
 from dynamo.common.utils.token_ids import normalize_request_token_ids
-from dynamo.llm import HttpError
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.budget import PromptBudget
@@ -32,7 +31,7 @@ from dynamo.sglang_mm_resume.transport.rpc import (
 )
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
 from dynamo.sglang_mm_resume.workers.disagg import PrefillDecode
-from dynamo.sglang_mm_resume.workers.errors import relayed, to_http
+from dynamo.sglang_mm_resume.workers.errors import is_unavailable, relayed, to_http
 from dynamo.sglang_mm_resume.workers.hand_off import (
     CONTROL_TIMEOUT_S,
     SLACK_S,
@@ -299,9 +298,7 @@ def _of_prefill(error: Exception) -> Exception:
         return PrefillFailed(error)
     if isinstance(error, ResumeError):
         return error
-    downstream = relayed(error)
-    unavailable = isinstance(downstream, HttpError) and downstream.code == 503
-    return PrefillFailed(downstream) if unavailable else downstream
+    return PrefillFailed(relayed(error)) if is_unavailable(error) else relayed(error)
 
 
 def _with_statistics(chunk: dict[str, Any], items: list[Item]) -> dict[str, Any]:

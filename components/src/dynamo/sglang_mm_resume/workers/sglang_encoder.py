@@ -27,7 +27,7 @@ class Prepared:
     """A preprocessed item: its size is known, the tower has not run."""
 
     total_tokens: int
-    grid: tuple[int, ...]  # (t, h, w) in patches
+    grid: tuple[int, int, int]  # (t, h, w) in patches
     context: Any  # SGLang's EncodeContext
 
 
@@ -78,10 +78,11 @@ class VisionEncoder:
         except MMError as error:
             if int(error.code) >= 500:
                 raise
-            raise Refused(Reason.BAD_REQUEST, f"cannot be preprocessed: {error.message}") from error
+            text = f"the picture cannot be used ({error.message:.200}): send one of another shape"
+            raise Refused(Reason.BAD_REQUEST, text) from error
         result = context.preprocess_result
-        grid = tuple(int(n) for n in result.grid_thw[0])
-        return Prepared(int(result.token_counts[0]), grid, context)
+        t, h, w = (int(n) for n in result.grid_thw[0])
+        return Prepared(int(result.token_counts[0]), (t, h, w), context)
 
     async def encode(self, prepared: Prepared) -> torch.Tensor:
         """The embedding, `(total_tokens, width)`, on the tower's device and in its dtype.

@@ -10,6 +10,7 @@ that Dynamo's handlers pass them on unchanged. The names are guarded by
 tests/workers/test_upstream_names.py.
 """
 
+import math
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,9 @@ from sglang.srt.managers.schedule_batch import Modality
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
 
 SCHEME: Final = "mm-resume:"
+
+#: Patches that one row stands for at most; four in Qwen-VL's models.
+MAX_PATCHES_PER_TOKEN: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,15 +91,20 @@ class EmbeddingInput:
 
     def _build(self, prompt_ids: Any, embeddings: Sequence[Embedding]) -> Any:
         rows = [embedding.rows for embedding in embeddings]
+        for embedding in embeddings:
+            _require_plausible(embedding)  # SGLang spells out every token of a grid
         total_tokens = sum(len(r) for r in rows)
         # SGLang wants all rows in one tensor and hands slices of it to the items. A stand-in of
         # that shape and no memory saves that copy; each item then gets its own tensor.
         stand_in = rows[0].new_empty(1, 1).expand(total_tokens, rows[0].shape[1])
-        output = self._processor.get_validated_mm_data(
-            prompt_ids,
-            {Modality.IMAGE: stand_in},
-            img_grid_thw=torch.tensor([embedding.grid for embedding in embeddings]),
-        )
+        try:
+            output = self._processor.get_validated_mm_data(
+                prompt_ids,
+                {Modality.IMAGE: stand_in},
+                img_grid_thw=torch.tensor([embedding.grid for embedding in embeddings]),
+            )
+        except RuntimeError as error:
+            raise ProtocolError(f"embeddings do not fit their prompt: {error}") from error
         for item, embedding in zip(output.mm_items, embeddings, strict=True):
             if len(item.precomputed_embeddings) != len(embedding.rows):
                 raise ProtocolError(
@@ -105,6 +114,13 @@ class EmbeddingInput:
             item.precomputed_embeddings = embedding.rows
             item.set_hash(int(embedding.content_hash, 16))
         return output
+
+
+def _require_plausible(embedding: Embedding) -> None:
+    """Raises `ProtocolError` for a grid that cannot be that of the rows."""
+    patches, tokens = math.prod(embedding.grid), len(embedding.rows)
+    if not tokens <= patches <= MAX_PATCHES_PER_TOKEN * tokens:
+        raise ProtocolError(f"{tokens} embedding rows cannot have the grid {embedding.grid}")
 
 
 def num_requests(engine: Any) -> int:

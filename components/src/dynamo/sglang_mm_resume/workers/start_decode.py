@@ -3,6 +3,7 @@
 """Starts a decode worker: arguments, engine, endpoints, registration."""
 
 import logging
+from collections import Counter
 from typing import Any
 
 from dynamo.common.constants import DisaggregationMode
@@ -13,9 +14,9 @@ from dynamo.sglang.register import register_model_with_readiness_gate
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.workers import sglang_engine
-from dynamo.sglang_mm_resume.workers.decode import DecodeHandler, answer_probe, decode_status
+from dynamo.sglang_mm_resume.workers.decode import DecodeHandler, answer_probe, decode_status, drain
 from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT
-from dynamo.sglang_mm_resume.workers.lifecycle import serve, serve_status
+from dynamo.sglang_mm_resume.workers.lifecycle import Admission, DrainFirst, serve, serve_status
 from dynamo.sglang_mm_resume.workers.start_engine import EngineProcess, run_engine
 
 logger = logging.getLogger(__name__)
@@ -33,14 +34,22 @@ async def _serve(process: EngineProcess) -> None:
     engine, generate, runtime = process.engine, process.generate, process.runtime
     server_args = process.config.server_args
     control = runtime.endpoint(f"{process.namespace}.{COMPONENT}.mm_transfer")
-    process.shutdown_endpoints[:] = [generate, control]
+    admission = Admission()
+    refusals: Counter[str] = Counter()
+
+    async def leave() -> None:
+        await drain(admission, process.settings.shutdown_grace_s)
+
+    process.shutdown_endpoints[:] = [DrainFirst(leave, [generate, control])]
     embeddings = sglang_engine.EmbeddingInput(engine)
     await sglang_engine.warm_up(engine, embeddings, width=1)
-    handler = DecodeHandler(*process.handler_args, embeddings=embeddings)
+    handler = DecodeHandler(
+        *process.handler_args, embeddings=embeddings, admission=admission, refusals=refusals
+    )
     handler.register_engine_routes(runtime)
 
     def status() -> dict[str, Any]:
-        return decode_status(engine, embeddings)
+        return decode_status(engine, embeddings, refusals)
 
     serve_status(runtime, status)
     publish_metrics(

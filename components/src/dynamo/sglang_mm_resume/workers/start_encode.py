@@ -2,9 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts an encode worker: arguments, tower, pool, NIXL, endpoints, registration."""
 
-import asyncio
 import logging
-from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import uuid4
@@ -22,6 +20,7 @@ from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.writer import Writer
 from dynamo.sglang_mm_resume.workers.encode import EncodeHandler, Receivers
 from dynamo.sglang_mm_resume.workers.lifecycle import (
+    DrainFirst,
     argument_errors,
     runtime_of,
     serve,
@@ -43,16 +42,11 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     dynamo_args = config.dynamo_args
     runtime, loop = runtime_of(dynamo_args)
     endpoints: list[Any] = []
-    drains: list[Callable[[], Awaitable[None]]] = []
-
-    async def drain() -> None:
-        await asyncio.gather(*(drain() for drain in drains))
-
-    install_signal_handlers(loop, runtime, endpoints, drain_callback=drain)
+    install_signal_handlers(loop, runtime, endpoints)
     encoder = VisionEncoder(config.server_args, settings.thread_pool_size)
     try:
         await _warm_up(encoder)
-        await _serve(settings, config, runtime, endpoints, drains, encoder)
+        await _serve(settings, config, runtime, endpoints, encoder)
     finally:
         runtime.set_health_status(False)
         encoder.close()
@@ -63,17 +57,12 @@ async def _serve(
     config: Config,
     runtime: Any,
     endpoints: list[Any],
-    drains: list[Callable[[], Awaitable[None]]],
     encoder: VisionEncoder,
 ) -> None:
     server_args = config.use_resolved_server_args(encoder.server_args)
     prefix = f"{config.dynamo_args.namespace}.{COMPONENT}"
     generate = runtime.endpoint(f"{prefix}.generate")
     control = runtime.endpoint(f"{prefix}.mm_transfer")
-    # Leaves discovery first, so that no new item comes. The control endpoint stays: grants for
-    # items under way come through it.
-    endpoints.append(generate)
-
     layout = Layout(
         model=server_args.served_model_name,
         width=encoder.width,
@@ -92,10 +81,18 @@ async def _serve(
         settings,
         encoder,
         MediaLoader(threads, layout.fingerprint),
-        Writer(pool.blocks, pool.memory, agent, threads, settings.queue_size, settings.drain_s),
+        Writer(
+            pool.blocks,
+            pool.memory,
+            agent,
+            threads,
+            settings.queue_size,
+            settings.drain_s,
+            settings.checksum,
+        ),
         receivers,
     )
-    drains.append(handler.drain)
+    endpoints.append(DrainFirst(handler.drain, [generate, control]))
     serve_status(runtime, handler.status)
     publish_metrics(generate, handler.status, server_args.served_model_name, prefix)
     labels = [("model", layout.model), ("model_name", layout.model)]

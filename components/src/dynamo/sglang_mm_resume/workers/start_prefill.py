@@ -20,7 +20,12 @@ from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.transport.assembler import Assembler
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.workers import sglang_engine
-from dynamo.sglang_mm_resume.workers.lifecycle import DrainFirst, serve, serve_status
+from dynamo.sglang_mm_resume.workers.lifecycle import (
+    Admission,
+    DrainFirst,
+    serve,
+    serve_status,
+)
 from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.pool import Pool, make_pool
 from dynamo.sglang_mm_resume.workers.prefill import (
@@ -28,6 +33,7 @@ from dynamo.sglang_mm_resume.workers.prefill import (
     PrefillHandler,
     TransferHandler,
     Writers,
+    drain,
     prefill_status,
 )
 from dynamo.sglang_mm_resume.workers.sglang_encoder import max_image_tokens
@@ -70,7 +76,7 @@ async def _serve(process: EngineProcess) -> None:
     writers = Writers(await runtime.endpoint(f"{namespace}.encoder.mm_transfer").client(), settings)
 
     def on_notice(peer: str, payload: bytes) -> None:
-        assembler.on_notice(peer, payload)
+        transfers.on_notice(peer, payload)
 
     agent = NixlAgent(f"prefill-{uuid4().hex}", pool.memory, on_notice)
     await agent.start()
@@ -82,20 +88,27 @@ async def _serve(process: EngineProcess) -> None:
         writers.close_transfer,
         agent.expect,
         runtime.set_health_status,
+        settings.checksum,
     )
     heartbeat = asyncio.ensure_future(writers.watch(assembler))
     embeddings = sglang_engine.EmbeddingInput(engine)
     await sglang_engine.warm_up(engine, embeddings, layout.width)
+
+    admission = Admission()
+
+    async def leave() -> None:
+        await drain(admission, assembler, settings.shutdown_grace_s)
 
     transfers = TransferHandler(
         layout,
         pool.memory,
         agent,
         assembler,
+        admission,
         generate.connection_id(),
         sglang_engine.max_prompt_tokens(engine),
     )
-    process.shutdown_endpoints[:] = [DrainFirst(transfers.drain, [generate, control])]
+    process.shutdown_endpoints[:] = [DrainFirst(leave, [generate, control])]
     handler_class = KvSourceHandler if has_decode_workers else PrefillHandler
     handler = handler_class(
         *process.handler_args,
@@ -103,7 +116,8 @@ async def _serve(process: EngineProcess) -> None:
         embeddings=embeddings,
         media=MediaLoader(threads, layout.fingerprint),
         max_local=settings.max_encodes,
-        is_leaving=transfers.leaving.is_set,
+        admission=admission,
+        refusals=transfers.refusals,
     )
     handler.register_engine_routes(runtime)
 

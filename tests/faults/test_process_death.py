@@ -1,0 +1,287 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Processes that are killed or hang, at every step of a request: others do not notice, blocks come
+home, and what is restarted, or goes on, is used again without a restart of the others (R6, R16).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+
+import pytest
+
+from examples.local_stack import LocalStack
+from tests.support.client import Answer, ask, data_url
+from tests.support.deployments import FAULTS, MODEL_NAME, READY_DEADLINE_S
+from tests.support.exact import assert_exact
+from tests.support.faults import (
+    BETWEEN_ROUNDS,
+    IN_THE_TOWER,
+    SEEN_DEADLINE_S,
+    encode_worker_in,
+    encode_workers,
+    home_after,
+)
+from tests.support.oracle import Oracle, OracleAnswer
+from tests.support.pictures import patchwork
+from tests.support.worker_status import status, status_of, wait_until
+
+DEPLOYMENT = FAULTS
+
+QUESTION = "What is this?"
+SMALL = patchwork(800, 4, 4)
+LARGE = patchwork(801, 34, 34)
+"""1,156 tokens: a second or more in the tower, eighteen rounds through the pool of 128."""
+MAX_TOKENS = 8
+MANY_TOKENS = 1500
+BOOTSTRAP_S = 8.0
+SLACK_S = 4.0
+"""On top of a time-out of the deployment: the processor's own two seconds, and a busy machine."""
+DEAD_DEADLINE_S = 40.0
+"""The lease of a dead worker ends after ten seconds, then come two failed probes and the drain."""
+ANSWER_DEADLINE_S = 90.0
+
+steps = pytest.mark.parametrize(
+    "states",
+    [
+        pytest.param(IN_THE_TOWER, id="in-the-tower"),
+        pytest.param(BETWEEN_ROUNDS, id="between-rounds"),
+    ],
+)
+
+
+@pytest.fixture(scope="module")
+def threads() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(8) as threads:
+        yield threads
+
+
+@pytest.fixture(scope="module")
+def expected(oracle: Oracle) -> dict[str, OracleAnswer]:
+    """The right answers for the small picture and for the large one."""
+    return {
+        "small": oracle.generate([SMALL], QUESTION, MAX_TOKENS),
+        "large": oracle.generate([LARGE], QUESTION, MAX_TOKENS),
+    }
+
+
+@pytest.fixture(autouse=True)
+def everybody_is_ready(stack: LocalStack) -> Iterator[None]:
+    """Before and after each test, also one that failed."""
+    stack.wait_ready(READY_DEADLINE_S)
+    yield
+    stack.wait_ready(READY_DEADLINE_S)
+
+
+@steps
+def test_a_killed_encode_worker_costs_no_request(
+    stack: LocalStack,
+    threads: ThreadPoolExecutor,
+    expected: dict[str, OracleAnswer],
+    states: tuple[str, ...],
+) -> None:
+    """Not the one it works on, nor those whose pictures it has encoded before."""
+    undisturbed = _stream(stack)
+    assert undisturbed.ok
+    streams = [threads.submit(_stream, stack) for _ in encode_workers(stack)]
+    assert wait_until(lambda: _engine_requests(stack) == len(streams), SEEN_DEADLINE_S)
+    large = threads.submit(_ask, stack, LARGE)
+    name = encode_worker_in(stack, states)
+    with _comes_back(stack, name):
+        stack.kill(name)
+        killed_at = time.monotonic()
+        assert_exact(_ask(stack, SMALL), expected["small"])
+        assert_exact(large.result(ANSWER_DEADLINE_S), expected["large"])
+        print(f"answered {time.monotonic() - killed_at:.1f} s after the death of {name}")
+        for stream in streams:
+            assert stream.result(ANSWER_DEADLINE_S).token_ids == undisturbed.token_ids
+        assert status(stack, "processor")["totals"]["encode_retries"] > 0
+    _others_are_home(stack, killed_at, name)
+    _serves_again(stack, name, expected)
+
+
+@steps
+def test_a_hung_encode_worker_costs_no_request(
+    stack: LocalStack,
+    threads: ThreadPoolExecutor,
+    expected: dict[str, OracleAnswer],
+    states: tuple[str, ...],
+) -> None:
+    """What it does when it goes on is late, and harmless.
+
+    It goes on before its lease has ended: Dynamo's file discovery never lists it again after that.
+    """
+    before = status(stack, "processor")["totals"]["encode_retries"]
+    large = threads.submit(_ask, stack, LARGE)
+    name = encode_worker_in(stack, states)
+    with _paused(stack, name) as paused_at:
+        assert wait_until(lambda: _quarantined(stack) > 0, SEEN_DEADLINE_S)
+        print(f"given up after {time.monotonic() - paused_at:.1f} s")
+        assert_exact(_ask(stack, SMALL), expected["small"])
+    went_on_at = time.monotonic()
+    assert_exact(large.result(ANSWER_DEADLINE_S), expected["large"])
+    print(f"answered {time.monotonic() - paused_at:.1f} s after {name} stopped")
+    assert status(stack, "processor")["totals"]["encode_retries"] > before
+    home_after(stack, went_on_at, DEAD_DEADLINE_S)
+    print(f"oddities: {status(stack, 'prefill')['oddities']}")
+    _serves_again(stack, name, expected)
+
+
+def test_without_encode_workers_pictures_are_refused_and_text_is_served(
+    stack: LocalStack, threads: ThreadPoolExecutor, expected: dict[str, OracleAnswer]
+) -> None:
+    large = threads.submit(_ask, stack, LARGE)
+    encode_worker_in(stack, IN_THE_TOWER)
+    names = encode_workers(stack)
+    with _comes_back(stack, *names):
+        for name in names:
+            stack.kill(name)
+        killed_at = time.monotonic()
+        assert large.result(ANSWER_DEADLINE_S).status == 503
+        assert time.monotonic() - killed_at < BOOTSTRAP_S + SLACK_S
+        refused = _ask(stack, SMALL)
+        assert refused.status == 503
+        assert refused.total_s < BOOTSTRAP_S + SLACK_S
+        assert _ask(stack).ok, "text needs no encode worker"
+        print(f"503 after {refused.total_s:.2f} s: {refused.error}")
+    _others_are_home(stack, killed_at, *names)
+    for name in names:
+        _serves_again(stack, name, expected)
+
+
+def test_a_killed_prefill_worker(
+    stack: LocalStack, threads: ThreadPoolExecutor, expected: dict[str, OracleAnswer]
+) -> None:
+    """Whatever it was doing ends in an error; the encode workers go on without a restart."""
+    under_way = _requests_at_every_step(stack, threads)
+    with _comes_back(stack, "prefill-0"):
+        stack.kill("prefill-0")
+        killed_at = time.monotonic()
+        _all_fail(under_way, killed_at, BOOTSTRAP_S + SLACK_S)
+        home_after(stack, killed_at, DEAD_DEADLINE_S, "processor", *encode_workers(stack))
+        assert _ask(stack).status in (404, 503)
+    for name in encode_workers(stack):
+        _serves_again(stack, name, expected)
+
+
+def test_a_hung_prefill_worker(
+    stack: LocalStack, threads: ThreadPoolExecutor, expected: dict[str, OracleAnswer]
+) -> None:
+    under_way = _requests_at_every_step(stack, threads)
+    with _paused(stack, "prefill-0") as paused_at:
+        text = _ask(stack)
+        assert text.status == 503
+        assert text.total_s < BOOTSTRAP_S + SLACK_S
+        assert _error_code(under_way["stream"].result(ANSWER_DEADLINE_S)) == 503
+    print(f"text: 503 after {text.total_s:.1f} s")
+    large = under_way["picture"].result(ANSWER_DEADLINE_S)
+    assert large.ok or large.status == 503
+    home_after(stack, paused_at, DEAD_DEADLINE_S)
+    for name in encode_workers(stack):
+        _serves_again(stack, name, expected)
+
+
+@pytest.mark.parametrize("hangs_before", [False, True], ids=["killed", "hung"])
+def test_a_lost_processor(
+    stack: LocalStack,
+    threads: ThreadPoolExecutor,
+    expected: dict[str, OracleAnswer],
+    hangs_before: bool,
+) -> None:
+    """The workers give everything back by themselves; one that hangs is missed by time alone."""
+    workers = [*encode_workers(stack), "prefill-0"]
+    under_way = _requests_at_every_step(stack, threads)
+    with _comes_back(stack, "processor"):
+        lost_at = time.monotonic()
+        if hangs_before:
+            stack.pause("processor")
+            home_after(stack, lost_at, DEAD_DEADLINE_S, *workers)
+        stack.kill("processor")
+        killed_at = time.monotonic()
+        _all_fail(under_way, killed_at, SLACK_S)
+        home_after(stack, lost_at, DEAD_DEADLINE_S, *workers)
+        assert _ask(stack).status in (404, 503)
+    for name in encode_workers(stack):
+        _serves_again(stack, name, expected)
+
+
+def _ask(stack: LocalStack, image: object = None) -> Answer:
+    urls = [] if image is None else [data_url(image)]
+    return ask(stack.base_url, MODEL_NAME, urls, QUESTION, MAX_TOKENS)
+
+
+def _stream(stack: LocalStack) -> Answer:
+    extra = {"stream": True, "ignore_eos": True}
+    return ask(stack.base_url, MODEL_NAME, [data_url(SMALL)], QUESTION, MANY_TOKENS, **extra)
+
+
+def _error_code(answer: Answer) -> int | None:
+    return answer.error and answer.error["code"]
+
+
+def _requests_at_every_step(
+    stack: LocalStack, threads: ThreadPoolExecutor
+) -> dict[str, Future[Answer]]:
+    """A picture between its rounds, and an answer that streams."""
+    stream = threads.submit(_stream, stack)
+    assert wait_until(lambda: _engine_requests(stack) == 1, SEEN_DEADLINE_S)
+    picture = threads.submit(_ask, stack, LARGE)
+    encode_worker_in(stack, BETWEEN_ROUNDS)
+    return {"picture": picture, "stream": stream}
+
+
+def _all_fail(under_way: dict[str, Future[Answer]], since: float, deadline_s: float) -> None:
+    for name, future in under_way.items():
+        answer = future.result(ANSWER_DEADLINE_S)
+        print(f"{name}: {answer.status} {answer.error} after {time.monotonic() - since:.1f} s")
+        assert _error_code(answer) == 503, answer.raw[-1:]
+    assert time.monotonic() - since < deadline_s
+
+
+def _engine_requests(stack: LocalStack) -> int:
+    return int(status(stack, "prefill")["engine_requests"])
+
+
+def _quarantined(stack: LocalStack) -> int:
+    return int(status(stack, "prefill")["pool"]["quarantined"])
+
+
+@contextmanager
+def _comes_back(stack: LocalStack, *names: str) -> Iterator[None]:
+    """Whatever becomes of these processes in the block, they are started again at its end."""
+    try:
+        yield
+    finally:
+        for name in names:
+            stack.restart(name)
+
+
+@contextmanager
+def _paused(stack: LocalStack, name: str) -> Iterator[float]:
+    """It stands still from the time that this gives, until the end of the block."""
+    stack.pause(name)
+    try:
+        yield time.monotonic()
+    finally:
+        stack.unpause(name)
+
+
+def _others_are_home(stack: LocalStack, since: float, *names: str) -> None:
+    """While these start again."""
+    others = [name for name in stack.worker_urls if name not in names]
+    home_after(stack, since, DEAD_DEADLINE_S, *others)
+
+
+def _serves_again(stack: LocalStack, name: str, expected: dict[str, OracleAnswer]) -> None:
+    """A picture that it encodes is answered right; those that others encode are as well."""
+    stack.wait_ready(READY_DEADLINE_S)
+    before = status_of(stack, name)["totals"]["transfers"]
+
+    def served() -> bool:
+        assert_exact(_ask(stack, SMALL), expected["small"])
+        return bool(status_of(stack, name)["totals"]["transfers"] > before)
+
+    assert wait_until(served, SEEN_DEADLINE_S), f"{name} is not used"
