@@ -89,7 +89,7 @@ def test_in_the_tower(stack: LocalStack) -> None:
 
 
 def test_between_rounds(stack: LocalStack) -> None:
-    with asking(stack, [data_url(LARGE)], QUESTION, 1):
+    with asking(stack, [data_url(LARGE)], QUESTION, 1, count=4):  # they take each other's blocks
         encode_worker_in(stack, BETWEEN_ROUNDS)
     home_after(stack, time.monotonic(), HOME_DEADLINE_S)
 

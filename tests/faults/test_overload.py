@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import httpx
+import aiohttp
 import psutil
 
 from examples.local_stack import LocalStack
@@ -102,10 +102,10 @@ def test_the_urgent_gets_blocks_before_those_that_came_earlier(stack: LocalStack
 
 
 async def _waves(stack: LocalStack, bodies: Sequence[dict[str, Any]], number: int) -> list[Outcome]:
-    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    async with httpx.AsyncClient(
-        trust_env=False, timeout=CLIENT_TIMEOUT_S, limits=limits
-    ) as client:
+    # Not httpx: its pool looks at every idle connection for every request.
+    timeout = aiohttp.ClientTimeout(total=CLIENT_TIMEOUT_S)
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(timeout=timeout, connector=connector) as client:
         outcomes: list[Outcome] = []
         for _ in range(number):
             asked = [
@@ -118,15 +118,14 @@ async def _waves(stack: LocalStack, bodies: Sequence[dict[str, Any]], number: in
 
 
 async def _outcome(
-    client: httpx.AsyncClient, stack: LocalStack, size: int, body: dict[str, Any]
+    client: aiohttp.ClientSession, stack: LocalStack, size: int, body: dict[str, Any]
 ) -> Outcome:
     started_at = time.monotonic()
-    response = await client.post(f"{stack.base_url}/chat/completions", json=body)
+    async with client.post(f"{stack.base_url}/chat/completions", json=body) as response:
+        content = await response.json()
     seconds = time.monotonic() - started_at
-    content = response.json()
     token_ids = (content.get("nvext") or {}).get("completion_token_ids") or []
-    retry_after = response.headers.get("retry-after")
-    return Outcome(size, response.status_code, seconds, token_ids, retry_after)
+    return Outcome(size, response.status, seconds, token_ids, response.headers.get("Retry-After"))
 
 
 def _print(outcomes: Sequence[Outcome], growth: dict[str, float]) -> None:

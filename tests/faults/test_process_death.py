@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 
 import pytest
@@ -43,6 +43,7 @@ SLACK_S = 4.0
 DEAD_DEADLINE_S = 40.0
 """The lease of a dead worker ends after ten seconds, then come two failed probes and the drain."""
 ANSWER_DEADLINE_S = 90.0
+TRIES = 8
 
 steps = pytest.mark.parametrize(
     "states",
@@ -86,15 +87,12 @@ def test_a_killed_encode_worker_costs_no_request(
     """Not the one it works on, nor those whose pictures it has encoded before."""
     undisturbed = _stream(stack)
     assert undisturbed.ok
-    streams = [threads.submit(_stream, stack) for _ in encode_workers(stack)]
-    assert wait_until(lambda: _engine_requests(stack) == len(streams), SEEN_DEADLINE_S)
-    large = threads.submit(_ask, stack, LARGE)
-    name = encode_worker_in(stack, states)
+    name, large, streams = _caught(stack, threads, states, num_streams=len(encode_workers(stack)))
     with _comes_back(stack, name):
         stack.kill(name)
         killed_at = time.monotonic()
-        assert_exact(_ask(stack, SMALL), expected["small"])
-        assert_exact(large.result(ANSWER_DEADLINE_S), expected["large"])
+        _check(_ask(stack, SMALL), expected["small"], states)
+        _check(large.result(ANSWER_DEADLINE_S), expected["large"], states)
         print(f"answered {time.monotonic() - killed_at:.1f} s after the death of {name}")
         for stream in streams:
             assert stream.result(ANSWER_DEADLINE_S).token_ids == undisturbed.token_ids
@@ -115,12 +113,11 @@ def test_a_hung_encode_worker_costs_no_request(
     It goes on before its lease has ended: Dynamo's file discovery never lists it again after that.
     """
     before = status(stack, "processor")["totals"]["encode_retries"]
-    large = threads.submit(_ask, stack, LARGE)
-    name = encode_worker_in(stack, states)
+    name, large, _ = _caught(stack, threads, states)
     with _paused(stack, name) as paused_at:
         assert wait_until(lambda: _quarantined(stack) > 0, SEEN_DEADLINE_S)
         print(f"given up after {time.monotonic() - paused_at:.1f} s")
-        assert_exact(_ask(stack, SMALL), expected["small"])
+        _check(_ask(stack, SMALL), expected["small"], states)
     went_on_at = time.monotonic()
     assert_exact(large.result(ANSWER_DEADLINE_S), expected["large"])
     print(f"answered {time.monotonic() - paused_at:.1f} s after {name} stopped")
@@ -133,8 +130,7 @@ def test_a_hung_encode_worker_costs_no_request(
 def test_without_encode_workers_pictures_are_refused_and_text_is_served(
     stack: LocalStack, threads: ThreadPoolExecutor, expected: dict[str, OracleAnswer]
 ) -> None:
-    large = threads.submit(_ask, stack, LARGE)
-    encode_worker_in(stack, IN_THE_TOWER)
+    _, large, _ = _caught(stack, threads, IN_THE_TOWER)
     names = encode_workers(stack)
     with _comes_back(stack, *names):
         for name in names:
@@ -204,8 +200,22 @@ def test_a_lost_processor(
         _all_fail(under_way, killed_at, SLACK_S)
         home_after(stack, lost_at, DEAD_DEADLINE_S, *workers)
         assert _ask(stack).status in (404, 503)
+    stack.wait_ready(READY_DEADLINE_S)
+    # The frontend goes on asking the one that is gone, now and then, until its lease has ended.
+    assert wait_until(lambda: all(_ask(stack, SMALL).ok for _ in range(4)), DEAD_DEADLINE_S)
     for name in encode_workers(stack):
         _serves_again(stack, name, expected)
+
+
+def _check(answer: Answer, expected: OracleAnswer, states: tuple[str, ...]) -> None:
+    """Exact. Between rounds, a lost transfer may hold both halves of a pool as small as this one;
+    while they are in quarantine others hear 503 in time.
+    """
+    if states == BETWEEN_ROUNDS and answer.status == 503:
+        print("503: the whole pool is in quarantine")
+        assert answer.total_s < BOOTSTRAP_S + SLACK_S
+    else:
+        assert_exact(answer, expected)
 
 
 def _ask(stack: LocalStack, image: object = None) -> Answer:
@@ -222,14 +232,26 @@ def _error_code(answer: Answer) -> int | None:
     return answer.error and answer.error["code"]
 
 
+def _caught(
+    stack: LocalStack, threads: ThreadPoolExecutor, states: tuple[str, ...], num_streams: int = 0
+) -> tuple[str, Future[Answer], list[Future[Answer]]]:
+    """A large picture in one of these states, with its encode worker, while answers stream."""
+    for _ in range(TRIES):
+        streams = [threads.submit(_stream, stack) for _ in range(num_streams)]
+        assert wait_until(lambda: _engine_requests(stack) == num_streams, SEEN_DEADLINE_S)
+        large = threads.submit(_ask, stack, LARGE)
+        name = encode_worker_in(stack, states, over=large.done)
+        if name is not None and not any(stream.done() for stream in streams):
+            return name, large, streams
+        wait([large, *streams])
+    raise AssertionError(f"the moment was missed {TRIES} times")
+
+
 def _requests_at_every_step(
     stack: LocalStack, threads: ThreadPoolExecutor
 ) -> dict[str, Future[Answer]]:
     """A picture between its rounds, and an answer that streams."""
-    stream = threads.submit(_stream, stack)
-    assert wait_until(lambda: _engine_requests(stack) == 1, SEEN_DEADLINE_S)
-    picture = threads.submit(_ask, stack, LARGE)
-    encode_worker_in(stack, BETWEEN_ROUNDS)
+    _, picture, (stream,) = _caught(stack, threads, BETWEEN_ROUNDS, num_streams=1)
     return {"picture": picture, "stream": stream}
 
 

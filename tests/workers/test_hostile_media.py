@@ -60,15 +60,21 @@ def web() -> Iterator[str]:
 async def loader(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MediaLoader]:
     """One that may use loopback."""
     monkeypatch.setenv(ALLOW_INTERNAL, "1")
-    yield MediaLoader(ThreadPoolExecutor(2), "model", DEADLINE_S)
+    yield MediaLoader(ThreadPoolExecutor(2), "model")
     await close_http_client()
+
+
+@pytest.fixture
+def hasty_loader(loader: MediaLoader) -> MediaLoader:
+    """The same, with a deadline that a test can wait for."""
+    return MediaLoader(ThreadPoolExecutor(2), "model", DEADLINE_S)
 
 
 @pytest.fixture
 async def strict_loader(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MediaLoader]:
     """One with the default policy."""
     monkeypatch.delenv(ALLOW_INTERNAL, raising=False)
-    yield MediaLoader(ThreadPoolExecutor(2), "model", DEADLINE_S)
+    yield MediaLoader(ThreadPoolExecutor(2), "model")
     await close_http_client()
 
 
@@ -87,7 +93,11 @@ def test_there_are_many_and_their_names_differ() -> None:
 
 
 @pytest.mark.parametrize("case", LOADED, ids=lambda case: case.name)
-async def test_is_refused_or_decoded(loader: MediaLoader, web: str, case: Case) -> None:
+async def test_is_refused_or_decoded(
+    loader: MediaLoader, hasty_loader: MediaLoader, web: str, case: Case
+) -> None:
+    if case.waits:
+        loader = hasty_loader
     started_at = time.monotonic()
     if case.served_as is None:
         refused = await refusal_of(loader, case.url(web))
@@ -128,7 +138,7 @@ def _growth_by_refusals(web: str) -> int:
     os.environ[ALLOW_INTERNAL] = "1"
 
     async def load_all() -> int:
-        loader = MediaLoader(ThreadPoolExecutor(4), "model", DEADLINE_S)
+        loader = MediaLoader(ThreadPoolExecutor(4), "model")
         await loader.load(image(inline(PNG)))
         before = reset_peak(os.getpid())
         for case in REFUSED:
@@ -163,7 +173,7 @@ async def test_as_many_pixels_as_there_may_be_at_once(
 async def test_decoding_leaves_threads_to_others(loader: MediaLoader) -> None:
     """A crowd of pictures does not take all threads: copies need them."""
     threads = ThreadPoolExecutor(media_module.MAX_DECODES + 1)
-    crowded = MediaLoader(threads, "model", DEADLINE_S)
+    crowded = MediaLoader(threads, "model")
     release = threading.Event()
     decoding: list[int] = []
 
@@ -194,7 +204,7 @@ async def test_a_download_ends_with_its_request(loader: MediaLoader) -> None:
         task = asyncio.ensure_future(loader.load(image(url)))
         connection, _ = await loop.run_in_executor(None, listening.accept)
         with connection:
-            connection.settimeout(DEADLINE_S / 2)
+            connection.settimeout(PROMPTLY_S)
             await loop.run_in_executor(None, connection.recv, 4096)
             task.cancel()
             assert await loop.run_in_executor(None, connection.recv, 4096) == b"", "still open"
@@ -202,13 +212,13 @@ async def test_a_download_ends_with_its_request(loader: MediaLoader) -> None:
         await task
 
 
-async def test_one_deadline_for_all_redirects(loader: MediaLoader) -> None:
+async def test_one_deadline_for_all_redirects(hasty_loader: MediaLoader) -> None:
     """Each of these pages alone comes in time."""
     pages = {f"/{n}": Page(b"", status=302, headers={"Location": f"/{n + 1}"}) for n in range(3)}
     late = {path: replace(page, after_s=0.6 * DEADLINE_S) for path, page in pages.items()}
     with serve(late) as web:
         started_at = time.monotonic()
-        refused = await refusal_of(loader, f"{web}/0")
+        refused = await refusal_of(hasty_loader, f"{web}/0")
         assert time.monotonic() - started_at < 1.5 * DEADLINE_S
     assert "did not arrive" in refused.message
 

@@ -142,12 +142,11 @@ CALLABLES: list[tuple[str, str, Parameters]] = [
     ),
     ("dynamo.common.backend.health_check", "is_probe", ("request",)),
     ("dynamo.common.http.base", "HttpStatusError.__init__", ("status", "message", "url")),
-    (
-        "dynamo.common.multimodal.image_loader",
-        "ImageLoader.load_image",
-        ("image_url",),
-    ),
-    ("dynamo.common.multimodal.media_source", "describe_media_source", ()),
+    ("dynamo.common.http", "fetch_bytes", ("url", "timeout", "policy", "max_bytes")),
+    ("dynamo.common.http.media_reference", "max_media_bytes", ()),
+    ("dynamo.common.http.url_validator", "validate_url", ("url", "policy")),
+    ("dynamo.common.http.url_validator", "UrlValidationPolicy.from_env", ()),
+    ("dynamo.common.http.url_validator", "describe_media_source", ()),
 ]
 
 

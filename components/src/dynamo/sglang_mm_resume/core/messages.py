@@ -352,7 +352,7 @@ def parse(adapter: TypeAdapter[T], payload: Any) -> T:
     if version != PROTOCOL_VERSION:
         raise Refused(
             Reason.VERSION,
-            f"the peer speaks protocol version {version!r}, this worker {PROTOCOL_VERSION}: "
+            f"the peer speaks protocol version {version!r:.40}, this worker {PROTOCOL_VERSION}: "
             "run the same release of this component on all workers",
         )
     try:

@@ -7,7 +7,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.budget import PromptBudget
@@ -51,6 +51,10 @@ from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.sglang_encoder import VisionEncoder
 
 logger = logging.getLogger(__name__)
+
+#: Pictures that are preprocessed ahead of the tower. Enough to keep it busy; more only take memory,
+#: 12 bytes a pixel.
+MAX_PREPARED: Final = 8
 
 
 class Receivers:
@@ -124,6 +128,7 @@ class EncodeHandler:
         self._receivers = receivers
         self._background = Background()
         self._admission = Admission()
+        self._preparing = asyncio.Semaphore(MAX_PREPARED)
 
     async def generate(
         self, payload: Any, context: RequestContext
@@ -212,14 +217,21 @@ class EncodeHandler:
 
     async def _encode(self, message: Encode, outgoing: Outgoing) -> AsyncGenerator[Message, None]:
         image = await outgoing.unless_closed(self._media.load(message.media))
-        prepared = await outgoing.unless_closed(self._encoder.prepare(image))
-        # Before the tower: it cannot be interrupted, and others wait for it.
-        PromptBudget(message.prompt_tokens, message.max_prompt_tokens).add(prepared.total_tokens)
-        content_hash = await outgoing.unless_closed(self._media.content_hash(image))
-        yield Sized(
-            total_tokens=prepared.total_tokens, grid=prepared.grid, content_hash=content_hash
-        )
-        rows = await outgoing.unless_closed(self._encoder.encode(prepared))
+        await outgoing.unless_closed(self._preparing.acquire())
+        try:
+            prepared = await outgoing.unless_closed(self._encoder.prepare(image))
+            # Before the tower: it cannot be interrupted, and others wait for it.
+            budget = PromptBudget(message.prompt_tokens, message.max_prompt_tokens)
+            budget.add(prepared.total_tokens)
+            content_hash = await outgoing.unless_closed(self._media.content_hash(image))
+            del image  # what is held is bounded in sum
+            yield Sized(
+                total_tokens=prepared.total_tokens, grid=prepared.grid, content_hash=content_hash
+            )
+            rows = await outgoing.unless_closed(self._encoder.encode(prepared))
+            del prepared
+        finally:
+            self._preparing.release()
         async for sent in outgoing.send(rows):
             yield sent
 

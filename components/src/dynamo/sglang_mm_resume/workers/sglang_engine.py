@@ -103,7 +103,7 @@ class EmbeddingInput:
                 {Modality.IMAGE: stand_in},
                 img_grid_thw=torch.tensor([embedding.grid for embedding in embeddings]),
             )
-        except RuntimeError as error:
+        except (RuntimeError, IndexError, ValueError) as error:
             raise ProtocolError(f"embeddings do not fit their prompt: {error}") from error
         for item, embedding in zip(output.mm_items, embeddings, strict=True):
             if len(item.precomputed_embeddings) != len(embedding.rows):

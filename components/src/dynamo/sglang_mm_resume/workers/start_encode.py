@@ -80,7 +80,7 @@ async def _serve(
     handler = EncodeHandler(
         settings,
         encoder,
-        MediaLoader(threads, layout.fingerprint),
+        MediaLoader(threads, layout.fingerprint, settings.bootstrap_timeout_s / 2),
         Writer(
             pool.blocks,
             pool.memory,

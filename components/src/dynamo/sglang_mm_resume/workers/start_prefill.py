@@ -114,7 +114,7 @@ async def _serve(process: EngineProcess) -> None:
         *process.handler_args,
         assembler=assembler,
         embeddings=embeddings,
-        media=MediaLoader(threads, layout.fingerprint),
+        media=MediaLoader(threads, layout.fingerprint, settings.bootstrap_timeout_s / 2),
         max_local=settings.max_encodes,
         admission=admission,
         refusals=transfers.refusals,
