@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""The whole deployment on one machine: frontend, processor, encode and prefill workers.
+"""The whole deployment on one machine: frontend, processor, encode, prefill and decode workers.
 
 Every part is the real one, in its own process, and talks to the others over loopback; discovery is
 a temporary folder instead of etcd. The demo, the tests and the benchmarks start it in this way:
@@ -39,6 +39,7 @@ MODULES = {
     "processor": "dynamo.sglang_mm_resume.processor",
     "encode": "dynamo.sglang_mm_resume.encode_worker",
     "prefill": "dynamo.sglang_mm_resume.prefill_worker",
+    "decode": "dynamo.sglang_mm_resume.decode_worker",
 }
 """Role of a worker to the module that `python -m` runs."""
 
@@ -51,6 +52,10 @@ _CPU_ENGINE_ARGS = (
     *("--cuda-graph-backend-prefill", "disabled"),
     "--disable-overlap-schedule",
 )
+# How prefill and decode workers hand over KV.
+_KV_ARGS = ("--disaggregation-transfer-backend", "nixl")
+# What SGLang does otherwise with the KV of a request that it sets aside needs a GPU.
+_CPU_DECODE_ARGS = ("--disaggregation-decode-retraction-backup", "cpu_tensor")
 _ACCELERATOR_FILES = (
     "/dev/nvidia[0-9]*",
     "/dev/dxg",
@@ -82,16 +87,19 @@ class StackConfig:
     model_name: str
     num_encode: int = 1
     num_prefill: int = 1
+    num_decode: int = 0
+    """0: the prefill workers answer."""
     dtype: str | None = None
     """SGLang's `--dtype`; None leaves the choice to it."""
     max_total_tokens: int = 16384
-    """KV cache of a prefill worker in tokens; on the CPU only, a GPU's memory decides by itself."""
+    """KV cache of an engine in tokens; on the CPU only, a GPU's memory decides by itself."""
     frontend_module: str = "dynamo.frontend"
     """What runs as the frontend: Dynamo's own, or ours (`dynamo.sglang_mm_resume.frontend`)."""
     frontend_args: Sequence[str] = ()
     processor_args: Sequence[str] = ()
     encode_args: Sequence[str] = ()
     prefill_args: Sequence[str] = ()
+    decode_args: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of every process; wins over what this module sets."""
     log_dir: Path | None = None
@@ -346,6 +354,7 @@ def _specs(config: StackConfig, discovery: Path) -> list[_Spec]:
     names = ["frontend", "processor"]
     names += [f"encode-{i}" for i in range(config.num_encode)]
     names += [f"prefill-{i}" for i in range(config.num_prefill)]
+    names += [f"decode-{i}" for i in range(config.num_decode)]
     ports = dict(zip(names, _free_ports(len(names)), strict=True))
     ports["frontend"] = config.http_port or ports["frontend"]
     on_cpu = not _has_accelerator()
@@ -373,12 +382,18 @@ def _arguments(config: StackConfig, role: str, port: int, on_cpu: bool) -> list[
         return ["--http-host", "127.0.0.1", "--http-port", str(port), *config.frontend_args]
     args = ["--model-path", str(config.model_path), "--served-model-name", config.model_name]
     if role == "processor":
+        args += ["--decode-workers"] if config.num_decode else []
         return [*args, *config.processor_args]
     args += _CPU_ENGINE_ARGS if on_cpu else ()
     args += ["--dtype", config.dtype] if config.dtype else []
     if role == "encode":
         return [*args, *config.encode_args]
     args += ["--max-total-tokens", str(config.max_total_tokens)] if on_cpu else []
+    args += _KV_ARGS if config.num_decode else ()
+    if role == "decode":
+        args += _CPU_DECODE_ARGS if on_cpu else ()
+        return [*args, *config.decode_args]
+    args += ["--disaggregation-mode", "prefill"] if config.num_decode else []
     return [*args, *config.prefill_args]
 
 

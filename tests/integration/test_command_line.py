@@ -20,7 +20,7 @@ from tests.support.deployments import Model
 
 TIMEOUT_S = 180.0
 AT_ONCE = 2
-ROLES = ("processor", "encode_worker", "prefill_worker")
+ROLES = ("processor", "encode_worker", "prefill_worker", "decode_worker")
 WITH_ENGINE = ROLES[1:]
 MODEL_PATH = "{model}"
 
@@ -38,6 +38,7 @@ class Mistake:
 
 MODEL = ("--model-path", MODEL_PATH)
 BLOCK_SIZE = ("--multimodal-block-size", "SGLANG_MULTIMODAL_BLOCK_SIZE")
+PREFILLS, DECODES = [("--disaggregation-mode", mode) for mode in ("prefill", "decode")]
 MISTAKES = [
     Mistake("processor", "flag", (*MODEL, BLOCK_SIZE[0], "many"), (*BLOCK_SIZE, "'many'")),
     Mistake("processor", "variable", MODEL, (*BLOCK_SIZE, "0"), {BLOCK_SIZE[1]: "0"}),
@@ -51,6 +52,8 @@ MISTAKES = [
     Mistake("prefill_worker", "flag", (*MODEL, BLOCK_SIZE[0], "-1"), (*BLOCK_SIZE, "-1")),
     Mistake("prefill_worker", "value", (*MODEL, "--tp-size", "two"), ("--tp-size", "'two'")),
     Mistake("prefill_worker", "no-model", (), ("--model-path",)),
+    Mistake("prefill_worker", "mode", (*MODEL, *DECODES), (DECODES[0], "'decode'")),
+    Mistake("decode_worker", "mode", (*MODEL, *PREFILLS), (PREFILLS[0], "'prefill'")),
 ]
 
 Run = subprocess.CompletedProcess[str]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -28,8 +28,9 @@ class Deployment:
     name: str
     model: Model = "random"
     workers: tuple[str, ...] = ()
-    """Arguments of the encode worker and of the prefill worker."""
+    """Arguments of the encode, prefill and decode workers."""
     prefill: tuple[str, ...] = ()
+    """Further ones of the workers with an engine: prefill and decode."""
     processor: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     frontend_module: str = "dynamo.frontend"
@@ -37,6 +38,7 @@ class Deployment:
     """What runs in place of the encode worker."""
     num_encode: int = 1
     num_prefill: int = 1
+    num_decode: int = 0
 
 
 def pool_args(block_size: int, default_blocks: int, buffers: int) -> tuple[str, ...]:
@@ -102,6 +104,16 @@ FAULTS = Deployment(
 )
 """Two encode workers, so that one may be lost."""
 
+E_P_D_CONTEXT_LENGTH = 8192
+E_P_D = replace(
+    FAULTS,
+    name="e-p-d",
+    prefill=("--context-length", str(E_P_D_CONTEXT_LENGTH)),
+    num_encode=1,
+    num_decode=1,
+)
+"""A decode worker answers. Short time-outs as above, as its faults are tested here too."""
+
 ENCODE_LOCALLY = Deployment(
     "encode-locally",
     workers=FAULTS.workers,
@@ -158,11 +170,13 @@ class Keeper:
             MODEL_NAME,
             num_encode=deployment.num_encode,
             num_prefill=deployment.num_prefill,
+            num_decode=deployment.num_decode,
             dtype="float32",
             frontend_module=deployment.frontend_module,
             processor_args=deployment.processor,
             encode_args=deployment.workers,
             prefill_args=(*deployment.workers, *deployment.prefill),
+            decode_args=(*deployment.workers, *deployment.prefill),
             env=dict(deployment.env),
             log_dir=self._log_root / f"{self._starts}-{deployment.name}",
         )

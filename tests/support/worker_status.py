@@ -22,6 +22,7 @@ _IDLE = {
         *("transfers", "waiting", "assembled_tokens"),
         *("embeddings_offered", "engine_requests", "tasks"),
     ),
+    "decode": ("embeddings_offered", "engine_requests"),
 }
 _TIMEOUT_S = 10.0
 _POLL_S = 0.05
@@ -80,7 +81,7 @@ def _leftovers(role: str, state: Status) -> Iterator[str]:
     for name in _IDLE[role]:
         if state[name]:
             yield f"{name} is {state[name]}"
-    if role == "processor":
+    if "pool" not in state:
         return
     pool = state["pool"]
     if pool["free"] != pool["total"] or pool["held"] or pool["quarantined"]:

@@ -8,6 +8,7 @@ The processor is the real class with just what the expansion of a prompt reads; 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -18,7 +19,7 @@ from sglang.srt.multimodal.processors.base_processor import MultimodalSpecialTok
 from sglang.srt.multimodal.processors.qwen_vl import QwenVLImageProcessor
 
 from dynamo.sglang_mm_resume.core.errors import ProtocolError
-from dynamo.sglang_mm_resume.workers.sglang_engine import Embedding, EmbeddingInput
+from dynamo.sglang_mm_resume.workers.sglang_engine import Embedding, EmbeddingInput, rows_unseen
 
 WIDTH = 8
 VISION_START, VISION_END, PAD, VIDEO_PAD = 101, 102, 103, 104
@@ -63,7 +64,7 @@ def embeddings(processor: Any) -> EmbeddingInput:
 
 
 def _embedding(grid: tuple[int, ...], num_rows: int, dtype: torch.dtype) -> Embedding:
-    return Embedding(torch.randn(num_rows, WIDTH).to(dtype), grid)
+    return Embedding(torch.randn(num_rows, WIDTH).to(dtype), grid, f"{num_rows:016x}")
 
 
 def _ask(processor: Any, references: Sequence[Any], prompt: Sequence[int]) -> Any:
@@ -81,6 +82,30 @@ async def test_each_picture_gets_its_own_rows_uncopied(
     assert [r.data_ptr() for r in rows] == [e.rows.data_ptr() for e in offered]
     assert [r.dtype for r in rows] == [dtype, dtype]
     assert [tuple(r.shape) for r in rows] == [(4, WIDTH), (6, WIDTH)]
+
+
+async def test_a_picture_is_known_by_its_content_hash(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    offered = [_embedding(FOUR, 4, torch.float32), _embedding(SIX, 6, torch.float32)]
+    output = await _ask(processor, embeddings.offer(offered), [*PICTURE, *PICTURE])
+    assert [item.hash for item in output.mm_items] == [4, 6]
+    assert len({item.pad_value for item in output.mm_items}) == 2
+
+
+async def test_a_decode_engine_places_pictures_as_a_prefill_engine_does(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    real = [_embedding(SIX, 6, torch.float32), _embedding(FOUR, 4, torch.float32)]
+    unseen = [replace(e, rows=rows_unseen(len(e.rows))) for e in real]
+    prompt = [1, *PICTURE, 2, *PICTURE, 3]
+    prefill, decode = [
+        await _ask(processor, embeddings.offer(offered), prompt) for offered in (real, unseen)
+    ]
+    assert list(decode.input_ids) == list(prefill.input_ids)
+    assert decode.mrope_positions.equal(prefill.mrope_positions)
+    assert decode.mrope_position_delta.equal(prefill.mrope_position_delta)
+    assert [i.pad_value for i in decode.mm_items] == [i.pad_value for i in prefill.mm_items]
 
 
 async def test_placeholders_are_expanded_where_they_stand(

@@ -61,7 +61,10 @@ CALLABLES: list[tuple[str, str, Parameters]] = [
     (
         f"{SGL}.entrypoints.engine",
         "Engine.async_generate",
-        ("input_ids", "image_data", "sampling_params", "stream", "mm_hashes"),
+        (
+            *("input_ids", "image_data", "sampling_params", "stream"),
+            *("bootstrap_host", "bootstrap_port", "bootstrap_room"),
+        ),
     ),
     (f"{SGL}.entrypoints.engine", "Engine.shutdown", ()),
     ("dynamo.sglang._compat", "publish_server_args", ("server_args", "role")),
@@ -91,6 +94,16 @@ CALLABLES: list[tuple[str, str, Parameters]] = [
     ("dynamo.sglang.publisher", "handle_non_leader_node", ("engine", "publisher", "metrics_task")),
     ("dynamo.sglang.nixl_telemetry", "install_scheduler_process_wrapper", ()),
     ("dynamo.sglang.health_check", "SglangHealthCheckPayload.to_dict", ()),
+    ("dynamo.sglang.health_check", "SglangPrefillHealthCheckPayload.to_dict", ()),
+    ("dynamo.sglang.health_check", "SglangDisaggHealthCheckPayload.to_dict", ()),
+    (
+        "dynamo.sglang.request_handlers.llm.decode_handler",
+        "_raise_if_sglang_error",
+        ("finish_reason",),
+    ),
+    ("dynamo.sglang.request_handlers", "PrefillWorkerHandler.generate", ("request", "context")),
+    ("dynamo.sglang.request_handlers", "PrefillWorkerHandler._consume_results", ()),
+    (f"{SGL}.managers.schedule_batch", "MultimodalDataItem.set_hash", ("hash_value",)),
     (
         "dynamo.sglang.request_handlers",
         "DecodeWorkerHandler.__init__",
@@ -157,6 +170,7 @@ ATTRIBUTES: list[tuple[str, str, str]] = [
     ),
     (f"{SGL}.multimodal.processors.qwen_vl", "QwenVLImageProcessor.__init__", "mm_tokens"),
     (f"{SGL}.managers.tokenizer_manager", "TokenizerManager", "mm_processor"),
+    (f"{SGL}.managers.tokenizer_manager", "TokenizerManager", "rid_to_state"),
     (f"{SGL}.managers.tokenizer_manager", "TokenizerManager", "max_req_input_len"),
     (f"{SGL}.managers.tokenizer_manager", "TokenizerManager", "rid_to_state"),
     (f"{SGL}.managers.tokenizer_manager", "TokenizerManager", "context_len"),
@@ -214,21 +228,27 @@ def test_tokenizer_manager_asks_the_processor_by_keyword() -> None:
         assert keyword in asked
 
 
-def test_handler_reads_references_and_hashes_from_where_we_put_them() -> None:
+@pytest.mark.parametrize("name", ["DecodeWorkerHandler", "PrefillWorkerHandler"])
+def test_handlers_read_references_from_where_we_put_them(name: str) -> None:
+    handler = getattr(import_module("dynamo.sglang.request_handlers"), name)
+    assert "build_disagg_mm_kwargs(" in inspect.getsource(handler.generate)
+    build = import_module("dynamo.sglang.request_handlers.llm.mm_disagg_utils")
+    request = {"multi_modal_data": {"image_url": [{"Url": "mm-resume:0"}]}}
+    assert build.build_disagg_mm_kwargs(request)["image_data"] == ["mm-resume:0"]
+
+
+def test_aggregated_handler_reads_references_from_where_we_put_them() -> None:
     handler = import_module("dynamo.sglang.request_handlers").DecodeWorkerHandler
     source = inspect.getsource(handler.generate)
     assert 'request.get("multi_modal_data"' in source
     assert "extract_media_urls(mm_data, IMAGE_URL_KEY)" in source
-    assert "extract_mm_hashes(request)" in source
 
 
-def test_dynamo_gives_the_hashes_that_we_forward_to_sglang() -> None:
-    handler = import_module("dynamo.sglang.request_handlers.llm.decode_handler")
-    request = {
-        "multi_modal_data": {"image_url": [{"Url": "mm-resume:0"}]},
-        "extra_args": {"mm_hashes_by_modality": {"image": ["0123456789abcdef"]}},
-    }
-    assert handler.extract_mm_hashes(request) == ["0123456789abcdef"]
+def test_a_prefill_handler_names_its_kv_first_and_its_figures_last() -> None:
+    handler = import_module("dynamo.sglang.request_handlers").PrefillWorkerHandler
+    source = inspect.getsource(handler.generate)
+    first, last = source.index('"disaggregated_params":'), source.index('"engine_data":')
+    assert first < source.index("self._consume_results(") < last
 
 
 @pytest.mark.parametrize("name", ["Empty", "Chat", "Completions"])
@@ -236,7 +256,7 @@ def test_model_types(name: str) -> None:
     assert hasattr(_get("dynamo.llm", "ModelType"), name)
 
 
-@pytest.mark.parametrize("name", ["Encode", "Prefill", "Aggregated"])
+@pytest.mark.parametrize("name", ["Encode", "Prefill", "Decode", "Aggregated"])
 def test_worker_types(name: str) -> None:
     assert hasattr(_get("dynamo.llm", "WorkerType"), name)
 

@@ -52,6 +52,7 @@ _GAUGES: Final = {
     "waiting": "Transfers queued for blocks.",
     "assembled_tokens": "Tokens of embeddings assembled or being assembled.",
     "embeddings_offered": "Embeddings that requests have handed to the engine.",
+    "engine_requests": "Requests that the engine has not ended.",
     "tasks": "Background tasks.",
 }
 

@@ -74,6 +74,26 @@ async def each_while(
         yield found[0]
 
 
+async def each_beside(stream: AsyncIterator[T], work: "asyncio.Task[Any]") -> AsyncIterator[T]:
+    """The items of `stream`, unless `work` raises meanwhile: then that, at once."""
+    iterator = aiter(stream)
+    while True:
+        item = asyncio.ensure_future(_next_of(iterator))
+        try:
+            if not work.done():
+                await asyncio.wait((item, work), return_when=asyncio.FIRST_COMPLETED)
+            if work.done():
+                work.result()
+            found = await item
+        finally:
+            if not item.done():
+                item.cancel()
+                await asyncio.gather(item, return_exceptions=True)  # its clean-up comes first
+        if not found:
+            return
+        yield found[0]
+
+
 async def answers_ping(client: "Client", instance_id: int, timeout_s: float) -> bool:
     """Whether an instance is alive."""
     try:

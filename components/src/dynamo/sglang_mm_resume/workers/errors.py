@@ -54,6 +54,12 @@ def relayed(error: Exception) -> Exception:
     return RuntimeError(str(error))
 
 
+def is_unavailable(error: Exception) -> bool:
+    """Whether an error of a downstream stream says that its worker cannot serve now (503)."""
+    downstream = relayed(error)
+    return isinstance(downstream, HttpError) and downstream.code == 503
+
+
 def _status_in(text: str) -> HttpError | None:
     """An `HttpError` of a downstream worker arrives as JSON text."""
     try:

@@ -3,21 +3,20 @@
 """The prefill worker: grants blocks, assembles embeddings, runs the SGLang engine.
 
 Text generation is Dynamo's own `DecodeWorkerHandler`, untouched: sampling, logprobs, guided
-decoding, LoRA and cancellation are the same for a picture as for text.
+decoding, LoRA and cancellation are the same for a picture as for text. With decode workers it is
+Dynamo's `PrefillWorkerHandler`.
 """
 
 import asyncio
 import logging
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import asdict
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
-from dynamo.llm.exceptions import InvalidArgument
 from dynamo.sglang.request_handlers import DecodeWorkerHandler
-from PIL import Image
-from pydantic import TypeAdapter
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.errors import (
@@ -54,7 +53,7 @@ from dynamo.sglang_mm_resume.transport.assembler import Assembler
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, ask
-from dynamo.sglang_mm_resume.workers.errors import to_http
+from dynamo.sglang_mm_resume.workers.by_reference import ByReference, taken
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     Admission,
     RequestContext,
@@ -63,11 +62,14 @@ from dynamo.sglang_mm_resume.workers.lifecycle import (
 )
 from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.request import LOCAL_MEDIA_KEY, TRANSFERS_KEY
-from dynamo.sglang_mm_resume.workers.sglang_engine import Embedding, EmbeddingInput
+from dynamo.sglang_mm_resume.workers.sglang_engine import (
+    Embedding,
+    EmbeddingInput,
+    KvSource,
+    Offer,
+)
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 #: NIXL agents whose notices are heard. A deployment has fewer encode workers, restarts included.
 REMEMBERED_WRITERS: Final = 4096
@@ -233,74 +235,43 @@ class TransferHandler:
         )
 
 
-class PrefillHandler(DecodeWorkerHandler):
-    """Dynamo's handler, fed with embeddings instead of URLs."""
+class _FromTransfers(ByReference):
+    """Waits for the transfers that a request names, or loads its pictures where it has none."""
 
     def __init__(
         self,
         *args: Any,
         assembler: Assembler,
-        embeddings: EmbeddingInput,
         media: MediaLoader,
         max_local: int,
-        admission: Admission,
-        refusals: Counter[str],
         **kwargs: Any,
     ) -> None:
         """`max_local`: pictures loaded here at the same time, for want of an encode worker."""
         super().__init__(*args, **kwargs)
         self._assembler = assembler
-        self._embeddings = embeddings
         self._media = media
         self._max_local = max_local
-        self._admission = admission
-        self._refusals = refusals
         self._local = 0
 
-    async def generate(
-        self, request: dict[str, Any], context: Any
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        """Answer one request; its transfers, if any, are waited for and dropped at its end."""
-        with self._admission.work():
-            async for chunk in self._answer(request, context):
-                yield chunk
-
-    async def _answer(
-        self, request: dict[str, Any], context: Any
-    ) -> AsyncGenerator[dict[str, Any], None]:
-        transfers: list[Received] = []
+    @asynccontextmanager
+    async def offers(
+        self, request: dict[str, Any], context: RequestContext
+    ) -> AsyncIterator[Sequence[Offer]]:
+        transfers = taken(RECEIVED, request, TRANSFERS_KEY)
         local: list[Media] = []
-        references: list[str] = []
         try:
-            transfers = _list_of(RECEIVED, request, TRANSFERS_KEY)
-            local = _list_of(LOCAL_MEDIA, request, LOCAL_MEDIA_KEY)
+            local = taken(LOCAL_MEDIA, request, LOCAL_MEDIA_KEY)
             self._local += len(local)
             if not transfers:  # else they are here already, and nowhere else
                 self._admission.require_open()
-            if transfers:
-                embeddings = await until_stopped(context, self._collect(transfers))
-                references = self._embeddings.offer(embeddings)
-            elif local:
-                references = self._embeddings.offer(await until_stopped(context, self._load(local)))
-            if references:
-                request = _with_references(request, transfers, references)
-            async for chunk in super().generate(request, context):
-                yield chunk
-        except RequestStopped:
-            return
-        except ResumeError as error:
-            self._refusals[Refusal.of(error).reason] += 1
-            raise to_http(error) from error
-        except ValueError as error:  # SGLang's checks of the request: length, parameters
-            logger.warning("the engine refuses a request: %s", error)
-            raise InvalidArgument(str(error)) from error
+            work = self._collect(transfers) if transfers else self._load(local)
+            yield await until_stopped(context, work)
         finally:
             self._local -= len(local)
-            self._embeddings.withdraw(references)
             for transfer in transfers:
                 self._assembler.drop(transfer.transfer_id)
 
-    async def _collect(self, transfers: list[Received]) -> list[Embedding]:
+    async def _collect(self, transfers: list[Received]) -> Sequence[Offer]:
         return [await self._embedding(transfer) for transfer in transfers]
 
     async def _embedding(self, received: Received) -> Embedding:
@@ -310,9 +281,9 @@ class PrefillHandler(DecodeWorkerHandler):
                 f"{received.transfer_id} has {len(rows)} rows, "
                 f"its request expects {received.total_tokens}"
             )
-        return Embedding(rows, received.grid)
+        return Embedding(rows, received.grid, received.content_hash)
 
-    async def _load(self, local: list[Media]) -> list[Image.Image]:
+    async def _load(self, local: list[Media]) -> Sequence[Offer]:
         """Pictures for the engine's own tower. One after the other: this is not the rule."""
         if self._local > self._max_local:
             raise Refused(
@@ -321,6 +292,26 @@ class PrefillHandler(DecodeWorkerHandler):
                 "(--mm-resume-max-encodes): try again later",
             )
         return [await self._media.load(media) for media in local]
+
+
+class PrefillHandler(_FromTransfers, DecodeWorkerHandler):
+    """Dynamo's handler, fed with embeddings instead of URLs. Its answer is the request's."""
+
+
+class KvSourceHandler(_FromTransfers, KvSource):
+    """The same for an engine that hands its KV to a decode worker, which answers."""
+
+    async def generate(
+        self, request: dict[str, Any], context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The KV's name first; then nothing until a decode worker has fetched it."""
+        if not request.get("bootstrap_info"):  # nobody would fetch it
+            raise RuntimeError(
+                "with --disaggregation-mode prefill this worker answers nothing itself: start the "
+                "processor with --decode-workers"
+            )
+        async for chunk in super().generate(request, context):
+            yield chunk
 
 
 async def drain(admission: Admission, assembler: Assembler, grace_s: float) -> None:
@@ -332,29 +323,6 @@ async def drain(admission: Admission, assembler: Assembler, grace_s: float) -> N
             await admission.idle()
     except TimeoutError:
         logger.warning("%d requests did not finish in time", admission.accepted)
-
-
-def _list_of(adapter: TypeAdapter[list[T]], request: dict[str, Any], key: str) -> list[T]:
-    """What the processor put under `key`, taken out. Raises `ProtocolError`."""
-    if not isinstance(request, dict):
-        raise ProtocolError("malformed message: a request is a dict")
-    return parse(adapter, request.pop(key, None) or [])
-
-
-def _with_references(
-    request: dict[str, Any], transfers: list[Received], references: list[str]
-) -> dict[str, Any]:
-    """The request as Dynamo's handler expects it, with references where URLs would be.
-
-    Pictures without a transfer have no hash yet: the engine hashes what it encodes.
-    """
-    extra_args = dict(request.get("extra_args") or {})
-    if transfers:
-        hashes = [transfer.content_hash for transfer in transfers]
-        extra_args["mm_hashes_by_modality"] = {"image": hashes}
-    extra_args.pop("mm_hashes", None)
-    urls = [{"Url": reference} for reference in references]
-    return {**request, "multi_modal_data": {"image_url": urls}, "extra_args": extra_args}
 
 
 def prefill_status(

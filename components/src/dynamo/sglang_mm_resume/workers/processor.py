@@ -18,7 +18,6 @@ from typing import Any
 
 from dynamo.common.backend.health_check import is_probe
 from dynamo.common.utils.token_ids import normalize_request_token_ids
-from dynamo.llm import HttpError
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.budget import PromptBudget
@@ -31,7 +30,8 @@ from dynamo.sglang_mm_resume.transport.rpc import (
     heartbeat,
 )
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
-from dynamo.sglang_mm_resume.workers.errors import relayed, to_http
+from dynamo.sglang_mm_resume.workers.disagg import PrefillDecode
+from dynamo.sglang_mm_resume.workers.errors import is_unavailable, relayed, to_http
 from dynamo.sglang_mm_resume.workers.hand_off import (
     CONTROL_TIMEOUT_S,
     SLACK_S,
@@ -88,11 +88,19 @@ class ProcessorTotals:
 class Processor:
     """Serves the frontend's requests."""
 
-    def __init__(self, settings: Settings, peers: Peers, image_token_id: int) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        peers: Peers,
+        image_token_id: int,
+        prefill_decode: PrefillDecode | None = None,
+    ) -> None:
         self.totals = ProcessorTotals()
         self._settings = settings
         self._peers = peers
         self._image_token_id = image_token_id
+        self._prefill_decode = prefill_decode
+        self._chunks = prefill_decode.chunks if prefill_decode else self._aggregated
         self._prefill_workers = LeastOutstanding(
             peers.prefill_transfer,
             "prefill",
@@ -145,6 +153,8 @@ class Processor:
     async def finish(self) -> None:
         """Wait until everything that was given up is given back."""
         await self._prefill_workers.close()
+        if self._prefill_decode is not None:
+            await self._prefill_decode.close()
         await self._hand_off.finish()
 
     def status(self) -> dict[str, Any]:
@@ -173,6 +183,8 @@ class Processor:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """By one prefill worker, or by another if that fails before it has answered anything."""
         normalize_request_token_ids(request)
+        if self._prefill_decode is not None:
+            self._prefill_decode.check(request)
         media = media_of(request, self._image_token_id, self._settings.max_media_items)
         if media:
             self._hand_off.require_room()
@@ -221,7 +233,8 @@ class Processor:
         try:
             await until_stopped(context, self._hand_off.move(items, destination))
         except NoEncodeWorker as error:
-            if self._settings.encode_fallback != "local":
+            # A decode worker would not know the sizes of pictures that it has not seen encoded.
+            if self._settings.encode_fallback != "local" or self._prefill_decode is not None:
                 raise
             logger.warning("request %s is encoded by the engine: %s", context.id(), error)
             self.totals.encode_fallbacks += 1
@@ -234,8 +247,28 @@ class Processor:
     async def _relay(
         self, request: dict[str, Any], prefill: int, context: Any
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """The prefill worker's chunks. A stream without an end is an error, not an answer (R14)."""
+        """The engine's chunks. A stream without an end is an error, not an answer (R14)."""
         unfinished = set(range(num_choices(request)))
+        try:
+            async for chunk in self._chunks(request, prefill, context):
+                if chunk.get("finish_reason"):
+                    unfinished.discard(chunk.get("index") or 0)
+                yield chunk
+        except Exception as error:
+            if isinstance(error, PeerUnreachable):
+                self._prefill_workers.suspect(prefill)
+            if context.is_stopped():
+                raise RequestStopped from error
+            raise _of_prefill(error) from error
+        if unfinished and not context.is_stopped():
+            raise PrefillFailed(
+                TransferFailed(f"the answer of prefill worker {prefill} ended early")
+            )
+
+    async def _aggregated(
+        self, request: dict[str, Any], prefill: int, context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The chunks of a prefill worker that decodes as well."""
         interval_s = self._settings.heartbeat_interval_s
         probe = heartbeat(
             self._peers.prefill_transfer,
@@ -244,21 +277,9 @@ class Processor:
             interval_s,
             self._settings.heartbeat_max_failures,
         )
-        try:
-            stream = await self._open(request, prefill, context)
-            async for chunk in each_while(stream, interval_s, probe):
-                if chunk.get("finish_reason"):
-                    unfinished.discard(chunk.get("index") or 0)
-                yield chunk
-        except PeerUnreachable as error:
-            self._prefill_workers.suspect(prefill)
-            raise PrefillFailed(error) from error
-        except Exception as error:
-            if context.is_stopped():
-                raise RequestStopped from error
-            raise _of_prefill(relayed(error)) from error
-        if unfinished and not context.is_stopped():
-            raise PrefillFailed(TransferFailed(f"prefill worker {prefill} ended its answer early"))
+        stream = await self._open(request, prefill, context)
+        async for chunk in each_while(stream, interval_s, probe):
+            yield chunk
 
     async def _open(self, request: dict[str, Any], prefill: int, context: Any) -> Any:
         try:
@@ -273,8 +294,11 @@ class Processor:
 
 def _of_prefill(error: Exception) -> Exception:
     """503 says that the worker cannot serve now; all else would be the same elsewhere."""
-    unavailable = isinstance(error, HttpError) and error.code == 503
-    return PrefillFailed(error) if unavailable else error
+    if isinstance(error, TransferFailed):
+        return PrefillFailed(error)
+    if isinstance(error, ResumeError):
+        return error
+    return PrefillFailed(relayed(error)) if is_unavailable(error) else relayed(error)
 
 
 def _with_statistics(chunk: dict[str, Any], items: list[Item]) -> dict[str, Any]:

@@ -15,6 +15,7 @@ ROLES: Final[Mapping[str, str]] = {
     "encode": "encode_worker",
     "language": "prefill_worker",
     "prefill": "prefill_worker",
+    "decode": "decode_worker",
     "processor": "processor",
     "frontend": "frontend",
 }

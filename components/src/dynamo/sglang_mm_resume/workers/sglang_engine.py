@@ -14,13 +14,17 @@ import math
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any, Final
 
 import torch
+from dynamo.sglang.request_handlers import PrefillWorkerHandler
+from dynamo.sglang.request_handlers.llm.decode_handler import _raise_if_sglang_error
 from PIL import Image
+from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
 from sglang.srt.managers.schedule_batch import Modality
 
-from dynamo.sglang_mm_resume.core.errors import ProtocolError
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
 
 SCHEME: Final = "mm-resume:"
 
@@ -30,10 +34,19 @@ MAX_PATCHES_PER_TOKEN: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """One picture's embedding, `(total_tokens, width)`, and its patch grid `(t, h, w)`."""
+    """One picture's embedding, `(total_tokens, width)`, and its patch grid `(t, h, w)`.
+
+    `content_hash`, 16 hex digits, is what the engine's prefix cache knows the picture by.
+    """
 
     rows: torch.Tensor
     grid: tuple[int, ...]
+    content_hash: str
+
+
+def rows_unseen(total_tokens: int) -> torch.Tensor:
+    """Rows for an engine that takes KV from elsewhere, and needs only their number."""
+    return torch.empty(1, 1).expand(total_tokens, 1)
 
 
 #: What stands for a picture: its embedding, or itself where no encode worker is at hand.
@@ -92,13 +105,14 @@ class EmbeddingInput:
             )
         except (RuntimeError, IndexError, ValueError) as error:
             raise ProtocolError(f"embeddings do not fit their prompt: {error}") from error
-        for item, own_rows in zip(output.mm_items, rows, strict=True):
-            if len(item.precomputed_embeddings) != len(own_rows):
+        for item, embedding in zip(output.mm_items, embeddings, strict=True):
+            if len(item.precomputed_embeddings) != len(embedding.rows):
                 raise ProtocolError(
-                    f"a picture has {len(own_rows)} embedding rows, "
+                    f"a picture has {len(embedding.rows)} embedding rows, "
                     f"its place in the prompt {len(item.precomputed_embeddings)}"
                 )
-            item.precomputed_embeddings = own_rows
+            item.precomputed_embeddings = embedding.rows
+            item.set_hash(int(embedding.content_hash, 16))
         return output
 
 
@@ -144,17 +158,39 @@ def image_processor(engine: Any) -> Any:
 
 async def warm_up(engine: Any, embeddings: EmbeddingInput, width: int) -> None:
     """One request of each kind, so that the first of a user is as fast as the second."""
-    sampling = {"max_new_tokens": 2, "temperature": 0}
     token = image_token_id(engine)
-    stream = await engine.async_generate(input_ids=[1, 2], sampling_params=sampling, stream=True)
-    async for _ in stream:
-        pass
-    references = embeddings.offer([Embedding(torch.zeros(4, width), (1, 4, 4))])
+    await _run(engine, input_ids=[1, 2])
+    references = embeddings.offer([Embedding(torch.zeros(4, width), (1, 4, 4), "0" * 16)])
     try:
-        stream = await engine.async_generate(
-            input_ids=[1, token, 2], image_data=references, sampling_params=sampling, stream=True
-        )
-        async for _ in stream:
-            pass
+        await _run(engine, input_ids=[1, token, 2], image_data=references)
     finally:
         embeddings.withdraw(references)
+
+
+async def _run(engine: Any, **request: Any) -> None:
+    """One request to its end, without a peer where the engine has only half of the work."""
+    server_args = engine.tokenizer_manager.server_args
+    if server_args.disaggregation_mode != "null":
+        request |= {
+            "bootstrap_host": FAKE_BOOTSTRAP_HOST,
+            "bootstrap_port": server_args.disaggregation_bootstrap_port,
+            "bootstrap_room": 0,
+        }
+    sampling = {"max_new_tokens": 2, "temperature": 0}
+    stream = await engine.async_generate(**request, sampling_params=sampling, stream=True)
+    async for _ in stream:
+        pass
+
+
+class KvSource(PrefillWorkerHandler):
+    """Dynamo's handler of an engine that only prefills; one that was aborted raises here."""
+
+    async def _consume_results(self, *args: Any) -> dict[str, Any] | None:
+        """Dynamo's takes an aborted request for a finished one: decode would wait for minutes."""
+        meta_info: dict[str, Any] | None = await super()._consume_results(*args)
+        finish_reason = (meta_info or {}).get("finish_reason") or {}
+        if finish_reason.get("type") == "abort":
+            if finish_reason.get("status_code") == HTTPStatus.BAD_REQUEST:
+                _raise_if_sglang_error(finish_reason)
+            raise TransferFailed(f"the prefill was aborted: {finish_reason.get('message')}")
+        return meta_info

@@ -8,18 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Final
 from uuid import uuid4
 
-import sglang as sgl
+from dynamo.common.constants import DisaggregationMode
 from dynamo.llm import ModelInput, ModelType, WorkerType
-from dynamo.sglang.args import Config, parse_args
-from dynamo.sglang.health_check import SglangHealthCheckPayload
-from dynamo.sglang.nixl_telemetry import install_scheduler_process_wrapper
-from dynamo.sglang.publisher import (
-    handle_non_leader_node,
-    set_forward_pass_metrics_worker_id,
-    setup_sgl_metrics,
-)
+from dynamo.sglang.health_check import SglangHealthCheckPayload, SglangPrefillHealthCheckPayload
 from dynamo.sglang.register import register_model_with_readiness_gate
-from dynamo.sglang.shutdown import install_graceful_shutdown
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.layout import Layout
@@ -31,14 +23,13 @@ from dynamo.sglang_mm_resume.workers import sglang_engine
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     Admission,
     DrainFirst,
-    argument_errors,
-    runtime_of,
     serve,
     serve_status,
 )
 from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.pool import Pool, make_pool
 from dynamo.sglang_mm_resume.workers.prefill import (
+    KvSourceHandler,
     PrefillHandler,
     TransferHandler,
     Writers,
@@ -46,6 +37,7 @@ from dynamo.sglang_mm_resume.workers.prefill import (
     prefill_status,
 )
 from dynamo.sglang_mm_resume.workers.sglang_encoder import max_image_tokens
+from dynamo.sglang_mm_resume.workers.start_engine import EngineProcess, run_engine
 
 logger = logging.getLogger(__name__)
 
@@ -61,48 +53,16 @@ _ENGINE_ARGS: Final = (
 
 async def worker(settings: Settings, rest: list[str]) -> None:
     """Run until a signal ends it."""
-    with argument_errors():
-        config = await parse_args([*_ENGINE_ARGS, *rest])
-    # Our handler serves all that the text path does; this flag would withhold half of it.
-    config.dynamo_args.enable_multimodal = False
-    config.dynamo_args.component = COMPONENT
-    install_scheduler_process_wrapper()
-    shutdown_event = asyncio.Event()
-    shutdown_endpoints: list[Any] = []
-    runtime, loop = runtime_of(config.dynamo_args)
-    run_deferred = install_graceful_shutdown(loop, runtime, shutdown_endpoints, shutdown_event)
-    prefix = f"{config.dynamo_args.namespace}.{COMPONENT}"
-    generate = runtime.endpoint(f"{prefix}.generate")
-    set_forward_pass_metrics_worker_id(config.server_args, generate)
-    engine = sgl.Engine(server_args=config.server_args)
-    server_args = config.use_resolved_server_args(engine.server_args)
-    publisher, metrics_task, labels = await setup_sgl_metrics(engine, config, generate)
-    assert publisher is not None  # only embedding workers have none
-    try:
-        if server_args.node_rank >= 1:
-            await handle_non_leader_node(engine, publisher, metrics_task)
-            return
-        handler_args = (engine, config, publisher, generate, shutdown_event)
-        await _serve(settings, config, runtime, shutdown_endpoints, handler_args, labels)
-    finally:
-        runtime.set_health_status(False)
-        metrics_task.cancel()
-        await asyncio.gather(metrics_task, return_exceptions=True)
-        engine.shutdown()
-        await run_deferred()
+    modes = {DisaggregationMode.AGGREGATED, DisaggregationMode.PREFILL}
+    await run_engine(settings, [*_ENGINE_ARGS, *rest], COMPONENT, modes, _serve)
 
 
-async def _serve(
-    settings: Settings,
-    config: Config,
-    runtime: Any,
-    shutdown_endpoints: list[Any],
-    handler_args: tuple[Any, ...],
-    labels: Any,
-) -> None:
-    engine, _, _, generate, _ = handler_args
+async def _serve(process: EngineProcess) -> None:
+    settings, config, runtime = process.settings, process.config, process.runtime
+    engine, generate = process.engine, process.generate
     server_args = config.server_args
-    namespace = config.dynamo_args.namespace
+    namespace = process.namespace
+    has_decode_workers = config.serving_mode == DisaggregationMode.PREFILL
     control = runtime.endpoint(f"{namespace}.{COMPONENT}.mm_transfer")
 
     layout = Layout(
@@ -148,9 +108,10 @@ async def _serve(
         generate.connection_id(),
         sglang_engine.max_prompt_tokens(engine),
     )
-    shutdown_endpoints[:] = [DrainFirst(leave, [generate, control])]
-    handler = PrefillHandler(
-        *handler_args,
+    process.shutdown_endpoints[:] = [DrainFirst(leave, [generate, control])]
+    handler_class = KvSourceHandler if has_decode_workers else PrefillHandler
+    handler = handler_class(
+        *process.handler_args,
         assembler=assembler,
         embeddings=embeddings,
         media=MediaLoader(threads, layout.fingerprint, settings.bootstrap_timeout_s / 2),
@@ -177,21 +138,24 @@ async def _serve(
             output_type=ModelType.Empty,
             worker_type=WorkerType.Prefill,
             # The gate is hard: with Encode here, text would stop with the last encode worker.
-            needs=[[WorkerType.Aggregated]],
+            needs=[[WorkerType.Decode if has_decode_workers else WorkerType.Aggregated]],
         )
         runtime.set_health_status(True)
         logger.info("prefill worker %s is ready", generate.connection_id())
 
+    health_check = (
+        SglangPrefillHealthCheckPayload if has_decode_workers else SglangHealthCheckPayload
+    )
     try:
         endpoints = (
             generate.serve_endpoint(
                 handler.generate,
                 graceful_shutdown=True,
-                metrics_labels=labels,
-                health_check_payload=SglangHealthCheckPayload(engine).to_dict(),
+                metrics_labels=process.labels,
+                health_check_payload=health_check(engine).to_dict(),
             ),
             control.serve_endpoint(
-                transfers.mm_transfer, graceful_shutdown=True, metrics_labels=labels
+                transfers.mm_transfer, graceful_shutdown=True, metrics_labels=process.labels
             ),
         )
         await serve(endpoints, register())

@@ -20,6 +20,7 @@ from dynamo.runtime import Context
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.metrics import publish_metrics
+from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT, Half, PrefillDecode
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     argument_errors,
     runtime_of,
@@ -41,6 +42,7 @@ class ProcessorConfig(DynamoRuntimeConfig):
     served_model_name: str | None = None
     page_size: int = 1
     context_length: int | None = None
+    decode_workers: bool = False
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -71,6 +73,11 @@ def build_parser() -> argparse.ArgumentParser:
         default=None,
         help="Context length in tokens to advertise; default: the model's.",
     )
+    group.add_argument(
+        "--decode-workers",
+        action="store_true",
+        help="Decode workers answer; prefill workers run with --disaggregation-mode prefill.",
+    )
     return parser
 
 
@@ -88,7 +95,8 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     generate = runtime.endpoint(f"{namespace}.{COMPONENT}.generate")
     endpoints.append(generate)
     peers = await _connect(runtime, namespace)
-    processor = Processor(settings, peers, image_token_id)
+    decode = await _decode_half(runtime, namespace) if config.decode_workers else None
+    processor = Processor(settings, peers, image_token_id, _together(settings, peers, decode))
     serve_status(runtime, processor.status)
     publish_metrics(generate, processor.status, name, f"{namespace}.{COMPONENT}")
     labels = [("model", name), ("model_name", name)]
@@ -99,6 +107,8 @@ async def worker(settings: Settings, rest: list[str]) -> None:
             await wait_for_role(client, "a prefill")
         for client in (peers.encode, peers.encode_transfer):
             await wait_for_role(client, "an encode")
+        for client in (decode.generate, decode.control) if decode else ():
+            await wait_for_role(client, "a decode")
         await _warm_up(processor)
         await register_model(
             ModelInput.Tokens,
@@ -110,7 +120,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
             runtime_config=_runtime_config(config),
             custom_template_path=config.custom_jinja_template,
             worker_type=WorkerType.Aggregated,
-            needs=[[WorkerType.Prefill]],
+            needs=[[WorkerType.Prefill, *([WorkerType.Decode] if decode else [])]],
         )
         runtime.set_health_status(True)
         logger.info("processor %s serves %s", generate.connection_id(), name)
@@ -143,6 +153,22 @@ async def _connect(runtime: Any, namespace: str) -> Peers:
         encode=await client("encoder.generate"),
         encode_transfer=await client("encoder.mm_transfer"),
     )
+
+
+async def _decode_half(runtime: Any, namespace: str) -> Half:
+    component = f"{namespace}.{DECODE_COMPONENT}"
+    return Half(
+        "decode",
+        await runtime.endpoint(f"{component}.generate").client(),
+        await runtime.endpoint(f"{component}.mm_transfer").client(),
+    )
+
+
+def _together(settings: Settings, peers: Peers, decode: Half | None) -> PrefillDecode | None:
+    if decode is None:
+        return None
+    prefill = Half("prefill", peers.prefill, peers.prefill_transfer)
+    return PrefillDecode(settings, prefill, decode)
 
 
 async def _image_token_id(model_path: str) -> int:

@@ -1,0 +1,95 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""What our prefill and decode handlers add to Dynamo's: media that are not fetched by URL.
+
+A mixin in front of one of Dynamo's handlers. It offers what the request has for the engine in
+place of media, and puts references where Dynamo's handler looks for URLs.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+from dynamo.llm.exceptions import InvalidArgument
+from pydantic import TypeAdapter
+
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, ResumeError
+from dynamo.sglang_mm_resume.core.messages import Refusal, parse
+from dynamo.sglang_mm_resume.workers.errors import to_http
+from dynamo.sglang_mm_resume.workers.lifecycle import Admission, RequestStopped
+from dynamo.sglang_mm_resume.workers.sglang_engine import EmbeddingInput, Offer
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+
+class ByReference:
+    """Comes first among the bases of a handler; the next one is Dynamo's."""
+
+    def __init__(
+        self,
+        *args: Any,
+        embeddings: EmbeddingInput,
+        admission: Admission,
+        refusals: Counter[str],
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self._embeddings = embeddings
+        self._admission = admission
+        self._refusals = refusals
+
+    def offers(
+        self, request: dict[str, Any], context: Any
+    ) -> AbstractAsyncContextManager[Sequence[Offer]]:
+        """What the engine is to see for each media item, until the request has ended.
+
+        Takes out of the request what Dynamo's handler does not know.
+        """
+        raise NotImplementedError
+
+    async def generate(
+        self, request: dict[str, Any], context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """Answer one request."""
+        with self._admission.work():
+            async for chunk in self._answer(request, context):
+                yield chunk
+
+    async def _answer(
+        self, request: dict[str, Any], context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        references: list[str] = []
+        try:
+            async with self.offers(request, context) as offers:
+                references = self._embeddings.offer(offers)
+                if references:
+                    request = _with_references(request, references)
+                async for chunk in super().generate(request, context):  # type: ignore[misc]
+                    yield chunk
+        except RequestStopped:
+            return
+        except ResumeError as error:
+            self._refusals[Refusal.of(error).reason] += 1
+            raise to_http(error) from error
+        except ValueError as error:  # SGLang's checks of the request: length, parameters
+            logger.warning("the engine refuses a request: %s", error)
+            raise InvalidArgument(str(error)) from error
+        finally:
+            self._embeddings.withdraw(references)
+
+
+def taken(adapter: TypeAdapter[list[T]], request: dict[str, Any], key: str) -> list[T]:
+    """What the processor put under `key`, taken out. Raises `ProtocolError`."""
+    if not isinstance(request, dict):
+        raise ProtocolError("malformed message: a request is a dict")
+    return parse(adapter, request.pop(key, None) or [])
+
+
+def _with_references(request: dict[str, Any], references: list[str]) -> dict[str, Any]:
+    """The request as Dynamo's handlers expect it, with references where URLs would be."""
+    urls = [{"Url": reference} for reference in references]
+    return {**request, "multi_modal_data": {"image_url": urls}}

@@ -1,0 +1,168 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""A request that one worker prefills and another decodes (topology E/P/D).
+
+The prefill worker says first where its KV can be fetched; then both work at the same time, and
+the decode worker's answer is the request's. Each has a context of its own: what ends one of them,
+an error or the client, ends the other, which would otherwise wait for KV for minutes.
+"""
+
+import asyncio
+import secrets
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused, TransferFailed
+from dynamo.sglang_mm_resume.transport.rpc import (
+    Client,
+    PeerUnreachable,
+    answers_ping,
+    each_beside,
+    each_while,
+    heartbeat,
+)
+from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
+from dynamo.sglang_mm_resume.workers.errors import is_unavailable
+from dynamo.sglang_mm_resume.workers.request import num_choices
+
+Chunk = dict[str, Any]
+
+#: The component of decode workers: the name that Dynamo gives to them, and its planner looks for.
+DECODE_COMPONENT = "backend"
+#: Seconds until a worker has taken a request.
+START_TIMEOUT_S = 5.0
+#: SGLang's rooms are positive and signed.
+ROOM_BITS = 63
+
+
+@dataclass(frozen=True, slots=True)
+class Half:
+    """Clients of one of the two roles."""
+
+    role: str
+    generate: Client
+    control: Client
+
+
+class PrefillDecode:
+    """Lets a prefill worker and a decode worker answer a request together."""
+
+    def __init__(self, settings: Settings, prefill: Half, decode: Half) -> None:
+        self._settings = settings
+        self._prefill = prefill
+        self._decode = decode
+        # By `generate`: a worker that drains leaves that first.
+        self._decode_workers = LeastOutstanding(
+            decode.generate,
+            decode.role,
+            settings.max_requests,
+            settings.bootstrap_timeout_s,
+            partial(answers_ping, decode.control, timeout_s=settings.heartbeat_interval_s),
+        )
+
+    async def close(self) -> None:
+        """End the probing of decode workers."""
+        await self._decode_workers.close()
+
+    def check(self, request: dict[str, Any]) -> None:
+        """Raises `Refused` for what two workers cannot do together."""
+        if num_choices(request) != 1:
+            raise Refused(
+                Reason.BAD_REQUEST,
+                "n must be 1: this deployment has decode workers, and the KV of a prompt goes to "
+                "one of them once; send several requests instead",
+            )
+
+    async def chunks(
+        self, request: dict[str, Any], prefill: int, context: Any
+    ) -> AsyncGenerator[Chunk, None]:
+        """The decode worker's chunks. An error of either worker ends both."""
+        async with self._decode_workers.borrow() as decode:
+            with (
+                _child(context, self._prefill.role) as prefill_context,
+                _child(context, self._decode.role) as decode_context,
+            ):
+                room = {"bootstrap_info": {"bootstrap_room": secrets.randbits(ROOM_BITS)}}
+                stream = await _start(self._prefill, prefill, request | room, prefill_context)
+                source = self._while_alive(stream, self._prefill, prefill)
+                kv = {"bootstrap_info": await _named_kv(source, prefill)}
+                prefilling = asyncio.ensure_future(_finish(source, prefill))
+                answer = self._answer(request | kv, decode, decode_context)
+                try:
+                    async with aclosing(answer):
+                        async for chunk in each_beside(answer, prefilling):
+                            yield chunk
+                finally:
+                    prefilling.cancel()
+                    await asyncio.gather(prefilling, return_exceptions=True)
+
+    async def _answer(
+        self, request: dict[str, Any], decode: int, context: Any
+    ) -> AsyncGenerator[Chunk, None]:
+        try:
+            stream = await _start(self._decode, decode, request, context)
+            async for chunk in self._while_alive(stream, self._decode, decode):
+                yield chunk
+        except PeerUnreachable as error:  # the prefill worker is not to blame
+            self._decode_workers.suspect(decode)
+            raise TransferFailed(str(error)) from error
+        except Exception as error:
+            if is_unavailable(error):
+                self._decode_workers.avoid(decode)
+            raise
+
+    def _while_alive(
+        self, stream: AsyncIterator[Chunk], half: Half, instance_id: int
+    ) -> AsyncIterator[Chunk]:
+        interval_s = self._settings.heartbeat_interval_s
+        who, failures = f"{half.role} worker", self._settings.heartbeat_max_failures
+        probe = heartbeat(half.control, instance_id, who, interval_s, failures)
+        return each_while(stream, interval_s, probe)
+
+
+async def _named_kv(source: AsyncIterator[Chunk], prefill: int) -> dict[str, Any]:
+    """Host, port and room, which a prefill worker sends before its engine works."""
+    first: Chunk = await anext(source, {})
+    if not first.get("disaggregated_params"):
+        raise ProtocolError(
+            f"prefill worker {prefill} does not name its KV: with decode workers it is started "
+            "with --disaggregation-mode prefill"
+        )
+    return dict(first["disaggregated_params"])
+
+
+async def _finish(source: AsyncIterator[Chunk], prefill: int) -> None:
+    """The rest of the prefill, which ends once the decode worker has its KV."""
+    finished = False
+    async for chunk in source:
+        finished = finished or bool(chunk.get("engine_data"))
+    if not finished:
+        raise TransferFailed(f"prefill worker {prefill} gave up before its KV was fetched")
+
+
+async def _start(half: Half, instance_id: int, request: dict[str, Any], context: Any) -> Any:
+    try:
+        async with asyncio.timeout(START_TIMEOUT_S):
+            return await half.generate.direct(
+                request, instance_id, annotated=False, context=context
+            )
+    except TimeoutError:
+        text = f"{half.role} worker {instance_id}: no answer in {START_TIMEOUT_S:g} s"
+        raise PeerUnreachable(text) from None
+
+
+@contextmanager
+def _child(context: Any, name: str) -> Iterator[Any]:
+    """A context for one worker: it stops with the request's own, and when the block ends."""
+    child = context.detached(f"{context.id()}-{name}")
+    ending = asyncio.ensure_future(context.async_killed_or_stopped())
+    ending.add_done_callback(lambda _: child.stop_generating())
+    try:
+        yield child
+    finally:
+        ending.cancel()
+        child.stop_generating()

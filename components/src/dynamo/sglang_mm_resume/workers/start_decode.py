@@ -1,0 +1,82 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Starts a decode worker: arguments, engine, endpoints, registration."""
+
+import logging
+from collections import Counter
+from typing import Any
+
+from dynamo.common.constants import DisaggregationMode
+from dynamo.llm import ModelInput, ModelType, WorkerType
+from dynamo.sglang.health_check import SglangDisaggHealthCheckPayload
+from dynamo.sglang.register import register_model_with_readiness_gate
+
+from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.metrics import publish_metrics
+from dynamo.sglang_mm_resume.workers import sglang_engine
+from dynamo.sglang_mm_resume.workers.decode import DecodeHandler, answer_probe, decode_status, drain
+from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT
+from dynamo.sglang_mm_resume.workers.lifecycle import Admission, DrainFirst, serve, serve_status
+from dynamo.sglang_mm_resume.workers.start_engine import EngineProcess, run_engine
+
+logger = logging.getLogger(__name__)
+
+COMPONENT = DECODE_COMPONENT
+
+
+async def worker(settings: Settings, rest: list[str]) -> None:
+    """Run until a signal ends it."""
+    arguments = ["--enable-multimodal", "--disaggregation-mode", "decode", *rest]
+    await run_engine(settings, arguments, COMPONENT, {DisaggregationMode.DECODE}, _serve)
+
+
+async def _serve(process: EngineProcess) -> None:
+    engine, generate, runtime = process.engine, process.generate, process.runtime
+    server_args = process.config.server_args
+    control = runtime.endpoint(f"{process.namespace}.{COMPONENT}.mm_transfer")
+    admission = Admission()
+    refusals: Counter[str] = Counter()
+
+    async def leave() -> None:
+        await drain(admission, process.settings.shutdown_grace_s)
+
+    process.shutdown_endpoints[:] = [DrainFirst(leave, [generate, control])]
+    embeddings = sglang_engine.EmbeddingInput(engine)
+    await sglang_engine.warm_up(engine, embeddings, width=1)
+    handler = DecodeHandler(
+        *process.handler_args, embeddings=embeddings, admission=admission, refusals=refusals
+    )
+    handler.register_engine_routes(runtime)
+
+    def status() -> dict[str, Any]:
+        return decode_status(engine, embeddings, refusals)
+
+    serve_status(runtime, status)
+    publish_metrics(
+        generate, status, server_args.served_model_name, f"{process.namespace}.{COMPONENT}"
+    )
+
+    async def register() -> None:
+        await register_model_with_readiness_gate(
+            engine,
+            generate,
+            server_args,
+            process.config.dynamo_args,
+            input_type=ModelInput.Tokens,
+            output_type=ModelType.Empty,
+            worker_type=WorkerType.Decode,
+            needs=[[WorkerType.Prefill]],
+        )
+        runtime.set_health_status(True)
+        logger.info("decode worker %s is ready", generate.connection_id())
+
+    endpoints = (
+        generate.serve_endpoint(
+            handler.generate,
+            graceful_shutdown=True,
+            metrics_labels=process.labels,
+            health_check_payload=SglangDisaggHealthCheckPayload(engine).to_dict(),
+        ),
+        control.serve_endpoint(answer_probe, graceful_shutdown=True, metrics_labels=process.labels),
+    )
+    await serve(endpoints, register())

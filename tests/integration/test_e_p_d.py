@@ -1,0 +1,166 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""With a decode worker, which takes the prompt's KV over NIXL, answers are exact all the same.
+
+As in test_token_exact.py: 8 blocks of 16 tokens, 2 blocks by default.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from examples.local_stack import LocalStack
+from tests.support.client import Answer, ask, data_url, hang_up_after
+from tests.support.deployments import E_P_D, E_P_D_CONTEXT_LENGTH, MODEL_NAME
+from tests.support.exact import assert_exact
+from tests.support.oracle import Oracle
+from tests.support.pictures import num_tokens, patchwork
+from tests.support.worker_status import leftovers, status, wait_until
+
+DEPLOYMENT = E_P_D
+
+MAX_TOKENS = 16
+QUESTION = "What is this?"
+
+BELOW_DEFAULT = (4, 4)
+ABOVE_DEFAULT = (7, 6)
+ABOVE_POOL = (15, 11)
+SLOW = (40, 20)
+LONG = 6000
+SEEN_DEADLINE_S = 60.0
+HOME_DEADLINE_S = 15.0
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize(
+    "size",
+    [
+        pytest.param(BELOW_DEFAULT, id="below-default"),
+        pytest.param(ABOVE_DEFAULT, id="above-default"),
+        pytest.param(ABOVE_POOL, id="above-pool"),
+    ],
+)
+def test_picture_of_any_size(
+    stack: LocalStack, oracle: Oracle, size: tuple[int, int], stream: bool
+) -> None:
+    image = patchwork(500 + sum(size) + stream, *size)
+    answer = _ask(stack, [image], stream=stream)
+    assert_exact(answer, oracle.generate([image], QUESTION, MAX_TOKENS))
+    assert len(answer.logprobs) == len(answer.token_ids)
+    assert answer.engine_data is not None
+    assert answer.engine_data["mm_resume"]["image_tokens"] == num_tokens(image)
+    if stream:
+        assert answer.num_chunks > 1
+
+
+def test_several_pictures_in_one_request_keep_their_order(
+    stack: LocalStack, oracle: Oracle
+) -> None:
+    images = [patchwork(540, *ABOVE_POOL), patchwork(541, *BELOW_DEFAULT), patchwork(542, 5, 7)]
+    answers = [_ask(stack, order) for order in (images, images[::-1])]
+    for order, answer in zip((images, images[::-1]), answers, strict=True):
+        assert_exact(answer, oracle.generate(order, QUESTION, MAX_TOKENS))
+    assert answers[0].token_ids != answers[1].token_ids
+
+
+def test_same_picture_again_reuses_its_prompt(stack: LocalStack, oracle: Oracle) -> None:
+    image = patchwork(450, *ABOVE_DEFAULT)
+    expected = oracle.generate([image], QUESTION, MAX_TOKENS)
+    first, second = (_ask(stack, [image]) for _ in range(2))
+    assert_exact(first, expected)
+    assert_exact(second, expected)
+    assert _cached_tokens(first) < num_tokens(image) < _cached_tokens(second)
+
+
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+def test_text_alone(stack: LocalStack, oracle: Oracle, stream: bool) -> None:
+    assert_exact(_ask(stack, [], stream=stream), oracle.generate([], QUESTION, MAX_TOKENS))
+
+
+@pytest.mark.parametrize("images", [[], [patchwork(460, *BELOW_DEFAULT)]], ids=["text", "picture"])
+def test_one_token_which_the_prefill_worker_has_chosen(
+    stack: LocalStack, oracle: Oracle, images: list[Image.Image]
+) -> None:
+    answer = _ask(stack, images, max_tokens=1)
+    assert_exact(answer, oracle.generate(images, QUESTION, 1))
+    assert answer.finish_reason == "length"
+
+
+def test_many_requests_at_once(stack: LocalStack, oracle: Oracle) -> None:
+    sizes = [BELOW_DEFAULT, ABOVE_DEFAULT, ABOVE_POOL]
+    images = [patchwork(770 + i, *sizes[i % len(sizes)]) for i in range(9)]
+    expected = [oracle.generate([image], QUESTION, MAX_TOKENS) for image in images]
+    with ThreadPoolExecutor(len(images)) as threads:
+        answers = list(threads.map(lambda image: _ask(stack, [image]), images))
+    for answer, right in zip(answers, expected, strict=True):
+        assert_exact(answer, right)
+
+
+def test_several_choices_are_refused_before_any_work(stack: LocalStack) -> None:
+    before = status(stack, "encode")["totals"]
+    # Dynamo itself wants a temperature for several choices, and no `completion_token_ids`.
+    answer = _ask(stack, [patchwork(480, *BELOW_DEFAULT)], n=2, temperature=1, nvext={})
+    assert answer.status == 400
+    assert "n must be 1" in answer.error_message
+    assert status(stack, "encode")["totals"] == before
+
+
+@pytest.mark.parametrize("images", [[], [patchwork(481, *BELOW_DEFAULT)]], ids=["text", "picture"])
+def test_a_prompt_that_is_too_long_is_the_clients_error(
+    stack: LocalStack, images: list[Image.Image]
+) -> None:
+    answer = _ask(stack, images, question="What is this? " * E_P_D_CONTEXT_LENGTH)
+    assert answer.status == 400
+    assert "tokens" in answer.error_message
+
+
+def _tower_runs(stack: LocalStack) -> bool:
+    return "encoding" in status(stack, "encode")["transfers"].values()
+
+
+def _decodes(stack: LocalStack) -> bool:
+    return status(stack, "decode")["engine_requests"] > 0
+
+
+@pytest.mark.parametrize(
+    ("size", "seen"),
+    [
+        pytest.param(SLOW, _tower_runs, id="in-the-tower"),
+        pytest.param(BELOW_DEFAULT, _decodes, id="while-tokens-stream"),
+        pytest.param(None, _decodes, id="text-while-tokens-stream"),
+    ],
+)
+def test_a_client_that_hangs_up_leaves_nothing(
+    stack: LocalStack,
+    oracle: Oracle,
+    size: tuple[int, int] | None,
+    seen: Callable[[LocalStack], bool],
+) -> None:
+    urls = [data_url(patchwork(490, *size))] if size else []
+    with hang_up_after(stack.base_url, MODEL_NAME, urls, QUESTION, LONG):
+        assert wait_until(lambda: seen(stack), SEEN_DEADLINE_S), "the moment was never seen"
+    assert wait_until(lambda: not leftovers(stack), HOME_DEADLINE_S), leftovers(stack)
+    image = patchwork(491, *BELOW_DEFAULT)
+    assert_exact(_ask(stack, [image]), oracle.generate([image], QUESTION, MAX_TOKENS))
+
+
+def _ask(
+    stack: LocalStack,
+    images: list[Image.Image],
+    question: str = QUESTION,
+    max_tokens: int = MAX_TOKENS,
+    **extra: Any,
+) -> Answer:
+    urls = [data_url(image) for image in images]
+    extra = {"logprobs": True, **extra}
+    return ask(stack.base_url, MODEL_NAME, urls, question, max_tokens, **extra)
+
+
+def _cached_tokens(answer: Answer) -> int:
+    assert answer.usage is not None
+    return int((answer.usage.get("prompt_tokens_details") or {}).get("cached_tokens") or 0)
