@@ -30,7 +30,7 @@ import time
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Literal, Self
@@ -340,6 +340,14 @@ class LocalStack:
 
 
 @dataclass(frozen=True)
+class _Ports:
+    """Of one process: its HTTP server, and where the ranks of an engine meet."""
+
+    server: int
+    engine: int
+
+
+@dataclass(frozen=True)
 class _Spec:
     """A process before it runs; `url` is its system server, or the frontend's HTTP server."""
 
@@ -355,15 +363,17 @@ def _specs(config: StackConfig, discovery: Path) -> list[_Spec]:
     names += [f"encode-{i}" for i in range(config.num_encode)]
     names += [f"prefill-{i}" for i in range(config.num_prefill)]
     names += [f"decode-{i}" for i in range(config.num_decode)]
-    ports = dict(zip(names, _free_ports(len(names)), strict=True))
-    ports["frontend"] = config.http_port or ports["frontend"]
+    free = iter(_free_ports(2 * len(names)))
+    ports = {name: _Ports(next(free), next(free)) for name in names}
+    if config.http_port:
+        ports["frontend"] = replace(ports["frontend"], server=config.http_port)
     on_cpu = not _has_accelerator()
     common_env = _environment(config, discovery, on_cpu)
     return [_spec(config, name, ports[name], common_env, on_cpu) for name in names]
 
 
 def _spec(
-    config: StackConfig, name: str, port: int, common_env: Mapping[str, str], on_cpu: bool
+    config: StackConfig, name: str, ports: _Ports, common_env: Mapping[str, str], on_cpu: bool
 ) -> _Spec:
     role = name.partition("-")[0]
     is_frontend = role == "frontend"
@@ -371,15 +381,16 @@ def _spec(
     return _Spec(
         name=name,
         role=role,
-        command=[sys.executable, "-m", module, *_arguments(config, role, port, on_cpu)],
-        env=common_env if is_frontend else {"DYN_SYSTEM_PORT": str(port), **common_env},
-        url=f"http://127.0.0.1:{port}",
+        command=[sys.executable, "-m", module, *_arguments(config, role, ports, on_cpu)],
+        env=common_env if is_frontend else {"DYN_SYSTEM_PORT": str(ports.server), **common_env},
+        url=f"http://127.0.0.1:{ports.server}",
     )
 
 
-def _arguments(config: StackConfig, role: str, port: int, on_cpu: bool) -> list[str]:
+def _arguments(config: StackConfig, role: str, ports: _Ports, on_cpu: bool) -> list[str]:
     if role == "frontend":
-        return ["--http-host", "127.0.0.1", "--http-port", str(port), *config.frontend_args]
+        port = str(ports.server)
+        return ["--http-host", "127.0.0.1", "--http-port", port, *config.frontend_args]
     args = ["--model-path", str(config.model_path), "--served-model-name", config.model_name]
     if role == "processor":
         args += ["--decode-workers"] if config.num_decode else []
@@ -389,6 +400,8 @@ def _arguments(config: StackConfig, role: str, port: int, on_cpu: bool) -> list[
     if role == "encode":
         return [*args, *config.encode_args]
     args += ["--max-total-tokens", str(config.max_total_tokens)] if on_cpu else []
+    # Left to itself, SGLang chooses one long before it listens: others may have taken it by then.
+    args += ["--nccl-port", str(ports.engine)]
     args += _KV_ARGS if config.num_decode else ()
     if role == "decode":
         args += _CPU_DECODE_ARGS if on_cpu else ()
