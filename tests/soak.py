@@ -23,6 +23,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from tests.support.deployments import FAULTS, MODEL_NAME, READY_DEADLINE_S, Depl
 from tests.support.faults import asking
 from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
-from tests.support.worker_status import leftovers, status_of, wait_until
+from tests.support.worker_status import get, leftovers, status_of, wait_until
 
 ROOT = Path(__file__).parents[1]
 
@@ -54,7 +55,7 @@ QUESTION = "What is this?"
 MAX_TOKENS = 8
 #: 16 to 400 tokens; the pool holds 128.
 SIZES = [(4, 4), (6, 5), (8, 8), (12, 11), (15, 15), (20, 20)]
-CLIENTS = 5
+CLIENTS = 3
 CLIENT_TIMEOUT_S = 90.0
 """Longer than all time-outs of the graph together: what takes longer was lost."""
 PAUSES_S = (1.0, 3.0, 12.0)
@@ -100,6 +101,7 @@ class Soak:
         self._random = random.Random(seed)
         self._over = threading.Event()
         self._lock = threading.Lock()
+        self._starting: set[str] = set()  # killed or ended by us, and not healthy again yet
 
     def run(self, seconds: float) -> Report:
         started_at = time.monotonic()
@@ -107,8 +109,8 @@ class Soak:
             threading.Thread(target=self._client, args=(random.Random(self._random.random()),))
             for _ in range(CLIENTS)
         ]
-        others = [threading.Thread(target=self._sample_memory)]
-        for thread in (*clients, *others):
+        sampler = threading.Thread(target=self._sample_memory)
+        for thread in (*clients, sampler):
             thread.start()
         try:
             while time.monotonic() - started_at < seconds:
@@ -117,8 +119,9 @@ class Soak:
                 _show(self.report, time.monotonic() - started_at, seconds)
         finally:
             self._over.set()
-            for thread in (*clients, *others):
+            for thread in (*clients, sampler):
                 thread.join()
+        self._stack.wait_ready(READY_DEADLINE_S)
         wait_until(lambda: not leftovers(self._stack), HOME_DEADLINE_S)
         self.report.left_behind = leftovers(self._stack)
         self.report.seconds = time.monotonic() - started_at
@@ -168,41 +171,50 @@ class Soak:
     # --- Faults ---
 
     def _inject(self) -> None:
+        """One fault that leaves at least one worker of each role; others may be starting."""
+        self._starting = {name for name in self._starting if not self._is_healthy(name)}
         faults: list[tuple[str, Callable[[], None], int]] = [
-            ("encode worker killed", lambda: self._kill(self._one("encode")), 3),
-            ("prefill worker killed", lambda: self._kill(self._one("prefill")), 2),
-            ("encode worker hung", lambda: self._pause(self._one("encode")), 4),
-            ("prefill worker hung", lambda: self._pause(self._one("prefill")), 4),
-            ("encode worker drained", lambda: self._drain(self._one("encode")), 2),
-            ("prefill worker drained", lambda: self._drain(self._one("prefill")), 1),
+            ("overload", self._burst, 2),
             ("processor hung", lambda: self._pause("processor"), 1),
-            ("processor killed", lambda: self._kill("processor"), 1),
-            ("overload", self._burst, 3),
         ]
+        if not self._starting:  # the processor waits for all others when it starts
+            faults.append(("processor killed", lambda: self._kill("processor"), 1))
+        for role in ("encode", "prefill"):
+            up = [n for n in self._stack.worker_urls if n.startswith(role)]
+            up = [name for name in up if name not in self._starting]
+            if len(up) > 1:
+                victim = self._random.choice(up)
+                faults += [
+                    (f"{role} worker hung", partial(self._pause, victim), 4),
+                    (f"{role} worker killed", partial(self._kill, victim), 2),
+                    (f"{role} worker drained", partial(self._drain, victim), 2),
+                ]
         name, inject, _ = self._random.choices(faults, [weight for *_, weight in faults])[0]
         self.report.faults[name] += 1
         inject()
         if not wait_until(self._serves, READY_DEADLINE_S):
             self._problem(f"no exact answer after: {name}")
 
-    def _one(self, role: str) -> str:
-        names = [name for name in self._stack.worker_urls if name.startswith(role)]
-        return self._random.choice(names)
+    def _is_healthy(self, name: str) -> bool:
+        try:
+            return get(f"{self._stack.worker_urls[name]}/health").status_code == 200
+        except httpx.TransportError:
+            return False
 
     def _kill(self, name: str) -> None:
         self._stack.kill(name)
         self._over.wait(self._random.choice(PAUSES_S))
-        self._come_back(name)
+        self._start(name)
 
     def _drain(self, name: str) -> None:
         code = self._stack.terminate(name, READY_DEADLINE_S)
         if code != 0:
             self._problem(f"{name} ended with exit code {code} after SIGTERM")
-        self._come_back(name)
+        self._start(name)
 
-    def _come_back(self, name: str) -> None:
+    def _start(self, name: str) -> None:
         self._stack.restart(name)
-        self._stack.wait_ready(READY_DEADLINE_S)
+        self._starting.add(name)
 
     def _pause(self, name: str) -> None:
         self._stack.pause(name)
