@@ -222,7 +222,7 @@ async def test_a_failed_write_drains_although_nobody_waits_for_it(
 
 async def test_a_transfer_does_not_wait_for_ever_for_a_grant() -> None:
     """A processor that hangs neither brings one nor breaks off."""
-    async with a_pair(2, 2, 1, wait_timeout_s=0.2) as (receiving, writing):
+    async with a_pair(2, 2, 1, wait_timeout_s=1.0) as (receiving, writing):
         receiving.writer_is_settled = True
         message = Reserve(transfer_id=new_id(), writer_instance_id=1)
         grant = await receiving.assembler.reserve(message)

@@ -338,3 +338,33 @@ async def test_items_of_an_accepted_request_wait_for_their_turn() -> None:
 
 async def _pong(request: dict[str, Any]) -> AsyncIterator[Any]:
     yield dump(Done())
+
+
+async def test_the_second_attempt_begins_with_the_prompt_as_it_was() -> None:
+    """What the first one has added would count twice, and refuse a picture that fits."""
+    graph = Graph(encode=Faulty(ENCODE, _encode, _dies_after_sizing))
+    await graph.ask()
+    lengths = [request["prompt_tokens"] for _, request in graph.encode.calls]
+    assert lengths == [len(MEDIA["token_ids"])] * 2
+
+
+@pytest.mark.parametrize("reason", [Reason.UNKNOWN_TRANSFER, Reason.FAILED])
+async def test_a_transfer_that_the_prefill_worker_gave_up_is_moved_once_more(
+    reason: Reason,
+) -> None:
+    """It takes an encode worker that hangs for dead before the processor does."""
+
+    async def gives_up(request: dict[str, Any]) -> AsyncIterator[Any]:
+        if request["op"] == "resume":
+            yield dump(Refusal(reason=reason, message="given up"))
+            return
+        async for answer in _control(request):
+            yield answer
+
+    async def long(request: dict[str, Any]) -> AsyncIterator[Any]:
+        yield dump(Sized(total_tokens=20, grid=(1, 4, 20), content_hash="0" * 16))
+
+    graph = Graph(encode=Faulty(ENCODE, _encode, long), control=FakePeer(PREFILL, gives_up))
+    assert (await graph.ask())[-1]["finish_reason"] == "stop"
+    assert graph.totals()["encode_retries"] == 1
+    assert graph.totals()["prefill_retries"] == 0

@@ -78,6 +78,10 @@ MAX_ATTEMPTS: Final = 2
 ENCODE_RETRYABLE: Final = RETRYABLE | {Reason.INTERNAL}
 
 
+#: The prefill worker no longer knows the transfer, and is well.
+GIVEN_UP: Final = frozenset({Reason.UNKNOWN_TRANSFER, Reason.FAILED})
+
+
 class NoEncodeWorker(TransferFailed):
     """No encode worker is alive, or those that were asked broke off."""
 
@@ -137,6 +141,13 @@ class Item:
     handshake: Handshake = field(default_factory=lambda: Handshake(uuid.uuid4().hex))
     sized: Sized | None = None
     waited_s: float = 0.0
+
+    def begin_anew(self, budget: PromptBudget) -> None:
+        """As a transfer of its own; `budget` forgets what the first attempt has added to it."""
+        self.handshake = Handshake(uuid.uuid4().hex)
+        if self.sized is not None:
+            budget.remove(self.sized.total_tokens)
+            self.sized = None
 
     @property
     def received(self) -> Received:
@@ -226,7 +237,7 @@ class HandOff:
                     raise error.for_client() from error
                 logger.warning("image %d goes to another encode worker: %s", item.index + 1, error)
                 self.totals.encode_retries += 1
-                item.handshake = Handshake(uuid.uuid4().hex)
+                item.begin_anew(destination.budget)
         self.totals.items += 1
         self.totals.rounds += item.handshake.rounds
         self.totals.bytes += item.handshake.num_bytes
@@ -314,8 +325,6 @@ class HandOff:
     def _react(self, item: Item, event: Sized | Sent, budget: PromptBudget) -> list[Action]:
         if isinstance(event, Sent):
             return item.handshake.sent(event)
-        if item.sized is not None:  # by the attempt before
-            budget.remove(item.sized.total_tokens)
         item.sized = event
         budget.add(event.total_tokens)
         return item.handshake.sized(event)
@@ -328,9 +337,22 @@ class HandOff:
             if isinstance(action, ForwardGrant):
                 await self._forward(encode, Forward(grant=action.grant))
                 continue
-            answer = await self._ask_for_blocks(item, prefill, _resume(item, action))
+            answer = await self._resume(item, prefill, encode, action)
             if isinstance(answer, Granted):
                 pending += item.handshake.granted(answer.grant)
+
+    async def _resume(
+        self, item: Item, prefill: int, encode: int, action: TryGrant | WaitForGrant
+    ) -> Granted | NoBlocks:
+        try:
+            return await self._ask_for_blocks(item, prefill, _resume_message(item, action))
+        except PrefillFailed as error:
+            gone = isinstance(error.cause, Refused) and error.cause.reason in GIVEN_UP
+            if not gone:
+                raise
+            # The prefill worker took the encode worker for dead, and gave its transfers up.
+            cause = TransferFailed(f"the transfer was given up: {error}")
+            raise _EncodeFailed(encode, cause) from error
 
     async def _ask_for_blocks(
         self, item: Item, prefill: int, message: Reserve | Resume
@@ -390,7 +412,7 @@ class HandOff:
             logger.warning("prefill worker %s did not take an abort: %s", prefill, error)
 
 
-def _resume(item: Item, action: TryGrant | WaitForGrant) -> Resume:
+def _resume_message(item: Item, action: TryGrant | WaitForGrant) -> Resume:
     return Resume(
         transfer_id=item.handshake.transfer_id,
         sent_tokens=action.sent_tokens,
