@@ -58,8 +58,8 @@ SIZES = [(4, 4), (6, 5), (8, 8), (12, 11), (15, 15), (20, 20)]
 CLIENTS = 3
 CLIENT_TIMEOUT_S = 90.0
 """Longer than all time-outs of the graph together: what takes longer was lost."""
-PAUSES_S = (1.0, 3.0, 12.0)
-"""Below the time-outs, between them, and beyond all of them."""
+PAUSES_S = (1.0, 4.0, 8.5)
+"""Below the time-outs, between them, and beyond them; Dynamo's lease is 10 s."""
 BURST = 40
 BETWEEN_FAULTS_S = (3.0, 10.0)
 HOME_DEADLINE_S = 90.0
