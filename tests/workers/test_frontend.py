@@ -20,6 +20,7 @@ from dynamo.sglang_mm_resume.workers.relay import relay
 from dynamo.sglang_mm_resume.workers.role import choose
 from dynamo.sglang_mm_resume.workers.start_frontend import (
     RETRY_AFTER,
+    max_body_mib,
     parse_retry_after,
     relay_address,
 )
@@ -30,6 +31,7 @@ RETRY_AFTER_S = 7
 DEADLINE_S = 10.0
 MANY_BYTES = 32 * 2**20
 """Above what the sockets and the relay hold on the way."""
+MAX_BODY_MIB = 40
 PIECE = b"x" * 2**16
 
 
@@ -54,7 +56,7 @@ async def relayed(handler: Handler | None) -> AsyncIterator[Front]:
     try:
         async with (
             asyncio.timeout(DEADLINE_S),
-            relay(listener, upstream_url, RETRY_AFTER_S),
+            relay(listener, upstream_url, RETRY_AFTER_S, MAX_BODY_MIB),
             aiohttp.ClientSession(auto_decompress=False) as client,
         ):
             yield Front(front_url, client)
@@ -90,6 +92,25 @@ async def test_nobody_upstream() -> None:
         body = await answer.json()
         assert body["code"] == 503
         assert body["message"]
+
+
+async def test_a_body_that_is_too_large_gets_its_answer_and_goes_no_further() -> None:
+    """Dynamo's server would close the connection while the body is sent, and often be unheard."""
+    asked: list[web.BaseRequest] = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        asked.append(request)
+        return web.Response()
+
+    async with relayed(handler) as front:
+        for excess in (1, 2**20):
+            body = bytes(MAX_BODY_MIB * 2**20 + excess)
+            async with front.client.post(front.url, data=body) as answer:
+                assert answer.status == 413
+                assert f"limit of {MAX_BODY_MIB} MB" in (await answer.json())["message"]
+        assert asked == []
+        async with front.client.post(front.url, data=b"small") as answer:
+            assert answer.status == 200
 
 
 async def test_the_request_arrives_as_it_was_sent() -> None:
@@ -295,3 +316,13 @@ async def _never(_request: web.BaseRequest) -> web.StreamResponse:
 async def _read(front: Front) -> bytes:
     async with front.client.get(front.url) as answer:
         return await answer.read()
+
+
+def test_the_limit_of_a_body_is_dynamos(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("DYN_HTTP_BODY_LIMIT_MB", raising=False)
+    assert max_body_mib() == 45
+    monkeypatch.setenv("DYN_HTTP_BODY_LIMIT_MB", "7")
+    assert max_body_mib() == 7
+    monkeypatch.setenv("DYN_HTTP_BODY_LIMIT_MB", "many")
+    with pytest.raises(SettingError, match="DYN_HTTP_BODY_LIMIT_MB: 'many'"):
+        max_body_mib()

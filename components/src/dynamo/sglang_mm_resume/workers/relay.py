@@ -44,10 +44,14 @@ _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connec
 
 
 @asynccontextmanager
-async def relay(listener: socket.socket, upstream: str, retry_after_s: int) -> AsyncIterator[None]:
+async def relay(
+    listener: socket.socket, upstream: str, retry_after_s: int, max_body_mib: int
+) -> AsyncIterator[None]:
     """Serve on the bound socket `listener`, which is closed at the end, from the URL `upstream`.
 
     Answers that mean "later" and do not say when get `Retry-After: retry_after_s`, in seconds.
+    `max_body_mib` is what the server behind takes: it would close the connection in the middle of
+    a larger body, and its refusal would be lost with it.
     """
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
@@ -58,8 +62,9 @@ async def relay(listener: socket.socket, upstream: str, retry_after_s: int) -> A
         max_line_size=_MAX_HEADER_BYTES,
         max_field_size=_MAX_HEADER_BYTES,
     ) as session:
+        handler = _Handler(session, upstream, retry_after_s, max_body_mib)
         app = web.Application()
-        app.router.add_route("*", "/{path:.*}", _Handler(session, upstream, retry_after_s).handle)
+        app.router.add_route("*", "/{path:.*}", handler.handle)
         app.on_response_prepare.append(_without_server_name)
         runner = web.AppRunner(
             app,
@@ -79,12 +84,21 @@ async def relay(listener: socket.socket, upstream: str, retry_after_s: int) -> A
 
 
 class _Handler:
-    def __init__(self, session: aiohttp.ClientSession, upstream: str, retry_after_s: int) -> None:
+    def __init__(
+        self,
+        session: aiohttp.ClientSession,
+        upstream: str,
+        retry_after_s: int,
+        max_body_mib: int,
+    ) -> None:
         self._session = session
+        self._max_body_mib = max_body_mib
         self._upstream = upstream
         self._retry_after = str(retry_after_s)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
+        if (request.content_length or 0) > self._max_body_mib * 2**20:
+            return self._too_large()
         try:
             answer = await self._session.request(
                 request.method,
@@ -116,6 +130,16 @@ class _Handler:
             return response
         await response.write_eof()
         return response
+
+    def _too_large(self) -> web.Response:
+        """What is left of the body is read and thrown away, so that the client reads this."""
+        body = {
+            "message": f"The request body exceeds the limit of {self._max_body_mib} MB "
+            "(DYN_HTTP_BODY_LIMIT_MB): send fewer or smaller pictures, or their URLs",
+            "type": "Payload Too Large",
+            "code": 413,
+        }
+        return web.json_response(body, status=413)
 
     def _unavailable(self) -> web.Response:
         """Dynamo's server is not up yet, or is about to end; in the form of its own errors."""

@@ -43,6 +43,10 @@ DEFAULT_RETRY_AFTER_S: Final = 1
 _PEEK_ENV: Final = "DYN_HTTP_PRE_COMMIT_ERROR_PEEK_MS"
 _PEEK_MS: Final = "60000"
 
+# Dynamo's, with Dynamo's default.
+_BODY_LIMIT_ENV: Final = "DYN_HTTP_BODY_LIMIT_MB"
+_BODY_LIMIT_MIB: Final = "45"
+
 _LOOPBACK: Final = "127.0.0.1"
 _USE_DYNAMO_S: Final = "use python -m dynamo.frontend"
 #: What the relay cannot stand in front of, and what to do.
@@ -63,6 +67,7 @@ def run() -> None:
     try:
         retry_after_s, rest = parse_retry_after(argv)
         host, port = relay_address(rest)
+        limit_mib = max_body_mib()
         listener = _listener(host, port)
     except SettingError as error:
         _refuse(str(error))
@@ -70,8 +75,17 @@ def run() -> None:
     with listener, _reserved_port() as own_port:
         # The last one counts.
         sys.argv[1:] = [*rest, "--http-host", _LOOPBACK, "--http-port", str(own_port)]
-        with _in_thread(relay(listener, f"http://{_LOOPBACK}:{own_port}", retry_after_s)):
+        upstream = f"http://{_LOOPBACK}:{own_port}"
+        with _in_thread(relay(listener, upstream, retry_after_s, limit_mib)):
             dynamo_main()
+
+
+def max_body_mib() -> int:
+    """The largest request body that Dynamo's server takes. Raises SettingError."""
+    text = os.environ.get(_BODY_LIMIT_ENV, _BODY_LIMIT_MIB)
+    if not text.isdecimal():
+        raise SettingError(f"{_BODY_LIMIT_ENV}: {text!r} is not a whole number of MiB")
+    return int(text)
 
 
 def print_help() -> None:
