@@ -88,7 +88,12 @@ def _kept_demo(output_path: Path) -> Iterator[_Demo]:
     with (
         output_path.open("wb") as output,
         subprocess.Popen(
-            [*COMMAND, "--keep"], stdout=output, stderr=subprocess.STDOUT, cwd=ROOT
+            [*COMMAND, "--keep"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            cwd=ROOT,
+            # A shell that starts the tests in the background has them ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         ) as process,
     ):
         try:
