@@ -22,7 +22,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -259,8 +259,8 @@ class Soak:
 
 def _outcome(question: Question, answer: Answer) -> str:
     """One word; `wrong` and `unexpected` are what must not happen."""
-    if question.token_ids is None:
-        return "bad request refused" if answer.status == 400 else "unexpected"
+    if question.token_ids is None and answer.status == 400:
+        return "bad request refused"
     if answer.ok:
         return "exact" if answer.token_ids == question.token_ids else "wrong"
     # 404: the processor was killed, and with it the model's entry.
@@ -298,6 +298,11 @@ def _show(report: Report, seconds: float, of_s: float) -> None:
         f"{len(report.problems)} problems",
         flush=True,
     )
+
+
+def _as_dict(report: Report) -> dict[str, Any]:
+    counts = {"outcomes": dict(report.outcomes), "faults": dict(report.faults)}
+    return {**vars(report), **counts, "ok": report.ok}
 
 
 def _print(report: Report) -> None:
@@ -346,7 +351,7 @@ def main() -> int:
         report = soak.run(60 * arguments.minutes)
     _print(report)
     if arguments.json is not None:
-        arguments.json.write_text(json.dumps(asdict(report) | {"ok": report.ok}, indent=1) + "\n")
+        arguments.json.write_text(json.dumps(_as_dict(report), indent=1) + "\n")
     print(f"logs: {folder / 'logs'}" if not report.ok else "nothing was lost")
     return 0 if report.ok else 1
 
