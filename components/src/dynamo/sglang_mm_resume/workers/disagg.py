@@ -96,6 +96,8 @@ class PrefillDecode:
                     async with aclosing(answer):
                         async for chunk in each_beside(answer, prefilling):
                             yield chunk
+                    # A short answer may end first; a prefill that is cut off keeps its transfers.
+                    await asyncio.wait((prefilling,), timeout=START_TIMEOUT_S)
                 finally:
                     prefilling.cancel()
                     await asyncio.gather(prefilling, return_exceptions=True)
