@@ -12,6 +12,7 @@ from typing import Any
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from pydantic import ValidationError
 
 from dynamo.sglang_mm_resume.core.messages import ChunkNotice
 from dynamo.sglang_mm_resume.core.transitions import Receiving
@@ -21,12 +22,19 @@ REPEATABLE = "CI" in os.environ
 picks = st.integers(0, 60)
 tokens = st.integers(1, 40) | st.integers(1, 4)
 
-worlds = st.builds(
+shapes: dict[str, st.SearchStrategy[int]] = {
+    "num_blocks": st.sampled_from([1, 2, 3, 4, 6, 9]),
+    "block_size": st.integers(1, 3),
+    "default_blocks": st.integers(1, 3),
+    "chunk_blocks": st.integers(1, 3),
+}
+worlds = st.builds(World, **shapes)
+limited_worlds = st.builds(
     World,
-    num_blocks=st.sampled_from([1, 2, 3, 4, 6, 9]),
-    block_size=st.integers(1, 3),
-    default_blocks=st.integers(1, 3),
-    chunk_blocks=st.integers(1, 3),
+    **shapes,
+    max_waiting=st.integers(0, 3),
+    max_assembled_tokens=st.integers(1, 80),
+    max_quarantined_blocks=st.integers(0, 4),
 )
 
 
@@ -40,7 +48,7 @@ def possible(can: str) -> Any:
 
 
 class Transfers(RuleBasedStateMachine):
-    @initialize(world=worlds)
+    @initialize(world=worlds | limited_worlds)
     def start(self, world: World) -> None:
         self.world = world
 
@@ -52,7 +60,7 @@ class Transfers(RuleBasedStateMachine):
     @precondition(lambda self: self.world.items)
     @rule(pick=picks)
     def reserve_again(self, pick: int) -> None:
-        self.world.reserve_again(one_of(list(self.world.items.values()), pick))
+        self.world.require_used(one_of(list(self.world.items.values()), pick).transfer_id)
 
     # Progress.
 
@@ -86,6 +94,11 @@ class Transfers(RuleBasedStateMachine):
     @rule(pick=picks, num_tokens=st.integers(1, 9))
     def bytes_land(self, pick: int, num_tokens: int) -> None:
         self.world.land(one_of(self.world.can_land(), pick), num_tokens)
+
+    @possible("can_land")
+    @rule(pick=picks, num_tokens=st.integers(1, 9))
+    def wrong_bytes_land(self, pick: int, num_tokens: int) -> None:
+        self.world.land(one_of(self.world.can_land(), pick), num_tokens, spoilt=True)
 
     @possible("can_finish_write")
     @rule(pick=picks)
@@ -140,14 +153,17 @@ class Transfers(RuleBasedStateMachine):
         field=st.sampled_from(
             ["generation", "chunk", "first_token", "num_tokens", "total_tokens", "transfer_id"]
         ),
-        change=st.integers(1, 3),
+        change=st.integers(-3, 3).filter(bool),
     )
     def garbage_arrives(self, pick: int, field: str, change: int) -> None:
-        """A notice that is right in every field but one."""
+        """A notice that is right in every field but one, with too few rows or too many."""
         open_chunks = self.open_chunks()
-        notice = open_chunks[pick % len(open_chunks)]
-        wrong = "transfer-unknown" if field == "transfer_id" else getattr(notice, field) + change
-        self.world.hear_garbage(notice.model_copy(update={field: wrong}))
+        notice = open_chunks[pick % len(open_chunks)].model_dump()
+        notice[field] = "transfer-unknown" if field == "transfer_id" else notice[field] + change
+        try:
+            self.world.hear_garbage(ChunkNotice.model_validate(notice))
+        except ValidationError:
+            pass  # malformed: it does not get as far as the receiver
 
     def open_chunks(self) -> list[ChunkNotice]:
         """Right notices of all chunks that are granted, for lengths the receiver knows."""
@@ -180,6 +196,16 @@ class Transfers(RuleBasedStateMachine):
         self.world.close_writer(item)
         self.world.abort(item, writer_closed=item.quiet)
 
+    @possible("can_lose_processor")
+    @rule(pick=picks)
+    def processor_dies(self, pick: int) -> None:
+        self.world.lose_processor(one_of(self.world.can_lose_processor(), pick))
+
+    @precondition(lambda self: self.world.receiver.live)
+    @rule()
+    def receiver_shuts_down(self) -> None:
+        self.world.shut_down()
+
     @rule()
     def abort_overtakes_its_reserve(self) -> None:
         self.world.abort_before_reserve()
@@ -193,6 +219,11 @@ class Transfers(RuleBasedStateMachine):
     @rule(pick=picks, which=picks)
     def copy_fails(self, pick: int, which: int) -> None:
         self.world.fail_copy(one_of(self.world.can_copy(), pick), which)
+
+    @possible("working")
+    @rule(pick=picks)
+    def writer_shuts_down(self, pick: int) -> None:
+        self.world.close_writer(one_of(self.world.working(), pick))
 
     @possible("working")
     @rule(pick=picks)

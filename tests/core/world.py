@@ -4,9 +4,9 @@
 
 It carries out what the core decides, one small action at a time, in any order a test likes, and
 checks the rules after each. It imitates the drivers as far as the rules need: copies read memory
-when they end, a writer writes one chunk at a time, a writer that was told to close refuses grants
-that arrive later, a dead or stopped writer's last write may still land, and a stopped one goes on
-as if nothing had been. It does not imitate threads.
+when they end and are compared with what was sent, a writer writes one chunk at a time, a writer
+that was told to close refuses grants that arrive later, a dead or stopped writer's last write may
+still land, and a stopped one goes on as if nothing had been. It does not imitate threads.
 """
 
 import math
@@ -19,6 +19,7 @@ from dynamo.sglang_mm_resume.core.errors import (
     ProtocolError,
     Reason,
     Refused,
+    ResumeError,
     TransferFailed,
 )
 from dynamo.sglang_mm_resume.core.handshake import (
@@ -45,6 +46,10 @@ from dynamo.sglang_mm_resume.core.transitions import Receiving, Sending, Shaking
 
 TIMEOUT_S = 30.0
 SETTLE_S = 5.0
+PLENTY = 10**6
+
+#: What a row holds whose bytes are not those that were sent, or are no numbers.
+SPOILT = ("nobody", -1)
 
 
 @dataclass
@@ -66,7 +71,7 @@ class Item:
     clock_offset: float  # the writer's clock against the receiver's
     handshake: Handshake
     # On the processor.
-    cares: bool = True  # the request is alive
+    cares: bool = True  # the request is alive, as far as the processor knows
     retried: bool = False
     # Between processor and writer.
     encode: Grant | None = None  # the default grant, on its way
@@ -137,17 +142,24 @@ def chunks_by_rule(grant: Grant, total_tokens: int) -> list[Chunk]:
 
 class World:
     def __init__(
-        self, num_blocks: int, block_size: int, default_blocks: int, chunk_blocks: int
+        self,
+        num_blocks: int,
+        block_size: int,
+        default_blocks: int,
+        chunk_blocks: int,
+        max_waiting: int = PLENTY,
+        max_assembled_tokens: int = PLENTY,
+        max_quarantined_blocks: int = PLENTY,
     ) -> None:
         self.pool = BlockPool(num_blocks, block_size, default_blocks)
         limits = ReceiverLimits(
             wait_timeout_s=TIMEOUT_S,
-            max_waiting=1000,
-            max_assembled_tokens=10**6,
+            max_waiting=max_waiting,
+            max_assembled_tokens=max_assembled_tokens,
             chunk_blocks=chunk_blocks,
             resumable=True,
             settle_interval_s=SETTLE_S,
-            max_quarantined_blocks=num_blocks,
+            max_quarantined_blocks=max_quarantined_blocks,
         )
         self.receiver = Receiver(self.pool, limits)
         self.memory: list[tuple[str, int] | None] = [None] * (num_blocks * block_size)
@@ -165,18 +177,36 @@ class World:
         item = Item(transfer_id, total_tokens, priority, clock_offset, Handshake(transfer_id))
         self.items[transfer_id] = item
         message = Reserve(transfer_id=transfer_id, writer_instance_id=1, priority=priority)
-        self.carry_out(item, lambda: self.receiver.reserve(message, self.now))
+        before, full = self.snapshot(), self.is_full
+        try:
+            self.carry_out(item, lambda: self.receiver.reserve(message, self.now))
+        except Refused as refused:
+            assert full and refused.reason is Reason.OVERLOADED
+            assert self.snapshot() == before, "R7: what is turned away costs nothing"
+            del self.items[transfer_id]  # its id was never used
+        else:
+            assert not full, "R7: beyond a limit"
         return item
 
-    def reserve_again(self, item: Item) -> None:
-        """R13: a transfer id is used once."""
-        message = Reserve(transfer_id=item.transfer_id, writer_instance_id=1)
+    @property
+    def is_full(self) -> bool:
+        """No further transfer may come (R7)."""
+        limits = self.receiver.limits
+        quarantined = self.pool.stats().quarantined
+        return (
+            len(self.waiting) >= limits.max_waiting or quarantined > limits.max_quarantined_blocks
+        )
+
+    def require_used(self, transfer_id: str) -> None:
+        """R13: a reserve is refused, and nothing stays."""
+        before = self.snapshot()
         try:
-            self.receiver.reserve(message, self.now)
+            self.receiver.reserve(Reserve(transfer_id=transfer_id, writer_instance_id=1), self.now)
         except Refused as refused:
             assert refused.reason is Reason.DUPLICATE
         else:
             raise AssertionError("a transfer id was used twice")
+        assert self.snapshot() == before
 
     def can_open(self) -> list[Item]:
         return [item for item in self.items.values() if item.encode and not item.paused]
@@ -251,13 +281,13 @@ class World:
     def can_land(self) -> list[Item]:
         return [item for item in self.items.values() if item.write and item.write.cells]
 
-    def land(self, item: Item, num_tokens: int) -> None:
+    def land(self, item: Item, num_tokens: int, spoilt: bool = False) -> None:
         """Some tokens reach the receiver's memory, whoever owns it by now; the last one is
-        followed by the notice."""
+        followed by the notice. With `spoilt`, they are not the bytes that were sent."""
         assert item.write
         for _ in range(min(num_tokens, len(item.write.cells))):
             row, token = item.write.cells.popleft()
-            self.memory[row] = (item.transfer_id, token)
+            self.memory[row] = SPOILT if spoilt else (item.transfer_id, token)
         if not item.write.cells and not item.dead and item.sender:
             self.network.append(item.sender.notice(item.write.chunk))
 
@@ -326,21 +356,44 @@ class World:
         return [item for item in self.items.values() if item.copies]
 
     def finish_copy(self, item: Item, index: int) -> None:
-        """A thread has copied a chunk's rows: they are what memory holds now."""
-        effect = item.copies.pop(index % len(item.copies))
-        chunk, size = effect.chunk, self.pool.block_size
-        for i in range(chunk.num_tokens):
-            value = self.memory[chunk.blocks[i // size] * size + i % size]
-            token = chunk.first_token + i
-            if item.ended is None:
+        """A thread has copied a chunk's rows, which are what memory holds now, and compared them
+        with what was sent."""
+        chunk, size = item.copies.pop(index % len(item.copies)).chunk, self.pool.block_size
+        rows = {
+            chunk.first_token + i: self.memory[chunk.blocks[i // size] * size + i % size]
+            for i in range(chunk.num_tokens)
+        }
+        if SPOILT in rows.values():
+            self.refuse_rows(item)
+            return
+        if item.ended is None:
+            for token, value in rows.items():
                 assert value == (item.transfer_id, token), f"wrong answer: {value} at {token}"
                 item.assembled[token] = value
-        self.carry_out(item, lambda: self.receiver.copied(item.transfer_id, effect.chunk, self.now))
+        self.carry_out(item, lambda: self.receiver.copied(item.transfer_id, chunk, self.now))
+
+    def refuse_rows(self, item: Item) -> None:
+        """The transfer ends for this very reason, and its writer may still write."""
+        corrupt = Refused(Reason.CORRUPT, "not what was sent")
+        cause, before = item.ended, self.snapshot()
+        self.end(item, corrupt)
+        if cause is None:
+            assert item.ended is corrupt, "it ended for another reason, or not at all"
+            assert self.receiver.live[item.transfer_id] is Receiving.QUARANTINED, "R6"
+        else:  # it had been given up meanwhile
+            assert item.ended is cause
+            assert self.snapshot() == before
 
     def fail_copy(self, item: Item, index: int) -> None:
-        """A chunk cannot be copied out, or is not what the writer sent."""
+        """A chunk cannot be copied out."""
         item.copies.pop(index % len(item.copies))
-        self.abort(item, writer_closed=False)
+        self.end(item, TransferFailed("not copied"))
+
+    def end(self, item: Item, error: ResumeError, writer_closed: bool = False) -> None:
+        """The receiver's own driver gives a transfer up; the processor has yet to hear of it."""
+        self.carry_out(
+            item, lambda: self.receiver.abort(item.transfer_id, writer_closed, error, self.now)
+        )
 
     def can_take(self) -> list[Item]:
         return self.in_state(Receiving.COMPLETE)
@@ -356,18 +409,28 @@ class World:
         """The processor gives up; `writer_closed` only if the writer has promised it."""
         item.cares = False
         assert item.quiet or not writer_closed
-        error = TransferFailed("aborted")
-        self.carry_out(
-            item,
-            lambda: self.receiver.abort(item.transfer_id, writer_closed, error, self.now),
-        )
+        self.end(item, TransferFailed("aborted"), writer_closed)
 
     def give_up(self, item: Item) -> None:
         """The processor sees an error and ends its request; it promises nothing about writes."""
         if item.cares:
             self.abort(item, writer_closed=False)
 
+    def can_lose_processor(self) -> list[Item]:
+        return [item for item in self.items.values() if item.cares]
+
+    def lose_processor(self, item: Item) -> None:
+        """It is gone without a word: nobody reads the writer's answers or passes grants on."""
+        item.cares = False
+
+    def shut_down(self) -> None:
+        """The receiver gives up all that it has (the grace period is over)."""
+        for name in self.receiver.live:
+            self.end(self.items[name], TransferFailed("this worker shuts down"))
+        assert set(self.receiver.live.values()) <= {Receiving.QUARANTINED}
+
     def close_writer(self, item: Item) -> None:
+        """It gives this transfer up, and takes no further grant for it."""
         item.closed = True
         if item.sender and not item.dead:
             item.sender.close()
@@ -406,18 +469,10 @@ class World:
 
     def abort_before_reserve(self) -> None:
         """An abort that overtakes its reserve: the reserve is refused, and nothing stays."""
-        before = self.snapshot()
         transfer_id = f"overtaken-{self.arrivals}"
         error = TransferFailed("aborted")
         assert self.receiver.abort(transfer_id, False, error, self.now) == []
-        message = Reserve(transfer_id=transfer_id, writer_instance_id=1)
-        try:
-            self.receiver.reserve(message, self.now)
-        except Refused as refused:
-            assert refused.reason is Reason.DUPLICATE
-        else:
-            raise AssertionError("reserved after its abort: nobody would ever give it up")
-        assert self.snapshot() == before
+        self.require_used(transfer_id)
 
     def can_answer(self) -> list[Item]:
         return [item for item in self.items.values() if item.asked and not item.paused]
@@ -476,7 +531,8 @@ class World:
                 case Ended(_, error):
                     assert item.ended is None, "ended twice"
                     item.ended = error
-                    item.cares = False
+                    if item.handshake.state in (Shaking.RESERVING, Shaking.RESUMING):
+                        item.cares = False  # others hear of it when they ask next
                 case AskWriter():
                     item.asked = True
         return effects
@@ -514,9 +570,9 @@ class World:
             assert len(grant.blocks) == head[3], "R5: a part of a wish was granted"
 
     def processor_granted(self, item: Item, grant: Grant) -> None:
-        if not item.cares:
-            return
-        if item.handshake.state is Shaking.RESERVING:
+        if not item.cares:  # whoever asked is gone, and no writer knows of these blocks
+            self.end(item, TransferFailed("nobody waits for its grant"), writer_closed=True)
+        elif item.handshake.state is Shaking.RESERVING:
             assert item.handshake.granted(grant) == []
             item.encode = grant
         else:
@@ -527,12 +583,15 @@ class World:
             try:
                 self.act_once(item, action)
             except Refused as refused:
-                assert refused.reason is Reason.UNKNOWN_TRANSFER, refused
-                item.cares = False
-            except ProtocolError:
-                # Only a transfer that the receiver has given up may be out of step.
-                assert self.receiver.live[item.transfer_id] is Receiving.QUARANTINED
-                item.cares = False
+                if item.ended is not None:
+                    assert refused.reason is Reason.UNKNOWN_TRANSFER, refused
+                else:
+                    limit = self.receiver.limits.max_assembled_tokens
+                    too_long = item.total_tokens > limit
+                    assert self.receiver.assembled_tokens + item.total_tokens > limit
+                    assert refused.reason is (Reason.TOO_LONG if too_long else Reason.OVERLOADED)
+                self.give_up(item)
+                return
 
     def act_once(self, item: Item, action: Action) -> None:
         receiver, transfer_id, total = self.receiver, item.transfer_id, item.total_tokens
@@ -570,6 +629,7 @@ class World:
             self.pool.stats(),
             self.receiver.next_deadline(),
             self.receiver.assembled_tokens,
+            self.receiver.num_waiting,
         )
 
     def check(self) -> None:

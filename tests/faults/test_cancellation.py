@@ -12,7 +12,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 import psutil
 import pytest
@@ -22,15 +22,8 @@ from examples.local_stack import LocalStack
 from tests.support.client import ask, data_url
 from tests.support.deployments import FAULTS, MODEL_NAME
 from tests.support.exact import assert_exact
-from tests.support.faults import (
-    BETWEEN_ROUNDS,
-    IN_THE_TOWER,
-    SEEN_DEADLINE_S,
-    asking,
-    encode_worker_in,
-    encode_workers,
-    home_after,
-)
+from tests.support.faults import SEEN_DEADLINE_S, asking, encode_workers, home_after, paused
+from tests.support.holds import Moment, holding
 from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
 from tests.support.web import Page, serve
@@ -41,7 +34,7 @@ DEPLOYMENT = FAULTS
 QUESTION = "What is this?"
 SMALL = patchwork(700, 4, 4)
 LARGE = patchwork(701, 34, 34)
-"""1,156 tokens: a second or more in the tower, eighteen rounds through the pool of 128."""
+"""1,156 tokens: half a second or more in the tower, many rounds through the pool of 128."""
 MANY_TOKENS = 1500
 HOME_DEADLINE_S = 10.0
 
@@ -77,39 +70,37 @@ def test_in_the_tower(stack: LocalStack) -> None:
     started = time.monotonic()
     assert ask(stack.base_url, MODEL_NAME, [data_url(LARGE)], QUESTION, 1).ok
     one_s = time.monotonic() - started
-    with asking(stack, [data_url(LARGE)], QUESTION, 1, count=12):
-        _see(lambda: all(len(transfers) > 1 for transfers in _encoding(stack)))
-    hung_up_at = time.monotonic()
-    home_after(stack, hung_up_at, HOME_DEADLINE_S)
+    with holding(stack, Moment.IN_THE_TOWER):
+        with asking(stack, [data_url(LARGE)], QUESTION, 1, count=12):
+            _see(lambda: all(len(transfers) > 1 for transfers in _encoding(stack)))
+        home_after(stack, time.monotonic(), HOME_DEADLINE_S)
+    went_on_at = time.monotonic()
     for _ in encode_workers(stack):  # they take turns
         assert ask(stack.base_url, MODEL_NAME, [data_url(SMALL)], QUESTION, 1).ok
-    free_s = time.monotonic() - hung_up_at
+    free_s = time.monotonic() - went_on_at
     print(f"towers free after {free_s:.2f} s; one picture alone takes {one_s:.2f} s")
     assert free_s < 3 * one_s
 
 
 def test_between_rounds(stack: LocalStack) -> None:
-    with asking(stack, [data_url(LARGE)], QUESTION, 1, count=4):  # they take each other's blocks
-        encode_worker_in(stack, BETWEEN_ROUNDS)
-    home_after(stack, time.monotonic(), HOME_DEADLINE_S)
+    with holding(stack, Moment.BETWEEN_ROUNDS) as hold:
+        # They take each other's blocks.
+        with asking(stack, [data_url(LARGE)], QUESTION, 1, count=4):
+            hold.caught()
+        home_after(stack, time.monotonic(), HOME_DEADLINE_S)
 
 
 def test_during_a_write(stack: LocalStack) -> None:
     """A stopped receiver keeps the write in flight; nothing is home before it has ended."""
-    with asking(stack, [data_url(SMALL)], QUESTION, 1):
-        encode_worker_in(stack, IN_THE_TOWER)
-        stack.pause("prefill-0")
-        try:
+    with ExitStack() as receiver:
+        with asking(stack, [data_url(SMALL)], QUESTION, 1):
+            with holding(stack, Moment.IN_THE_TOWER) as hold:
+                hold.caught()
+                receiver.enter_context(paused(stack, "prefill-0"))
             _see(lambda: any(_in_flight(stack)))
-        except BaseException:
-            stack.unpause("prefill-0")
-            raise
-    try:
         # The client is gone. The source of the write must stay as it is.
         assert wait_until(lambda: not status(stack, "processor")["requests"], HOME_DEADLINE_S)
         assert any(_in_flight(stack))
-    finally:
-        stack.unpause("prefill-0")
     home_after(stack, time.monotonic(), HOME_DEADLINE_S)
 
 
@@ -147,7 +138,7 @@ def _engine(stack: LocalStack) -> tuple[int, int]:
 def _encoding(stack: LocalStack) -> list[list[str]]:
     """Transfers of each encode worker that have no embedding yet."""
     return [
-        [state for state in status_of(stack, name)["transfers"].values() if state in IN_THE_TOWER]
+        [state for state in status_of(stack, name)["transfers"].values() if state == "encoding"]
         for name in encode_workers(stack)
     ]
 

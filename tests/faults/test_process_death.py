@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
 
 import pytest
 
@@ -17,14 +17,8 @@ from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
 from tests.support.deployments import FAULTS, MODEL_NAME, READY_DEADLINE_S
 from tests.support.exact import assert_exact
-from tests.support.faults import (
-    BETWEEN_ROUNDS,
-    IN_THE_TOWER,
-    SEEN_DEADLINE_S,
-    encode_worker_in,
-    encode_workers,
-    home_after,
-)
+from tests.support.faults import SEEN_DEADLINE_S, encode_workers, home_after, paused
+from tests.support.holds import Moment, holding
 from tests.support.oracle import Oracle, OracleAnswer
 from tests.support.pictures import patchwork
 from tests.support.worker_status import status, status_of, wait_until
@@ -33,8 +27,8 @@ DEPLOYMENT = FAULTS
 
 QUESTION = "What is this?"
 SMALL = patchwork(800, 4, 4)
-LARGE = patchwork(801, 34, 34)
-"""1,156 tokens: a second or more in the tower, eighteen rounds through the pool of 128."""
+LARGE = patchwork(801, 15, 11)
+"""165 tokens, for a pool of 128."""
 MAX_TOKENS = 8
 MANY_TOKENS = 1500
 BOOTSTRAP_S = 8.0
@@ -43,15 +37,8 @@ SLACK_S = 4.0
 DEAD_DEADLINE_S = 40.0
 """The lease of a dead worker ends after ten seconds, then come two failed probes and the drain."""
 ANSWER_DEADLINE_S = 90.0
-TRIES = 8
 
-steps = pytest.mark.parametrize(
-    "states",
-    [
-        pytest.param(IN_THE_TOWER, id="in-the-tower"),
-        pytest.param(BETWEEN_ROUNDS, id="between-rounds"),
-    ],
-)
+steps = pytest.mark.parametrize("moment", list(Moment))
 
 
 @pytest.fixture(scope="module")
@@ -82,17 +69,17 @@ def test_a_killed_encode_worker_costs_no_request(
     stack: LocalStack,
     threads: ThreadPoolExecutor,
     expected: dict[str, OracleAnswer],
-    states: tuple[str, ...],
+    moment: Moment,
 ) -> None:
     """Not the one it works on, nor those whose pictures it has encoded before."""
     undisturbed = _stream(stack)
     assert undisturbed.ok
-    name, large, streams = _caught(stack, threads, states, num_streams=len(encode_workers(stack)))
-    with _comes_back(stack, name):
+    with _caught(stack, threads, moment, len(encode_workers(stack))) as (name, large, streams):
         stack.kill(name)
+    with _comes_back(stack, name):
         killed_at = time.monotonic()
-        _check(_ask(stack, SMALL), expected["small"], states)
-        _check(large.result(ANSWER_DEADLINE_S), expected["large"], states)
+        _check(_ask(stack, SMALL), expected["small"], moment)
+        _check(large.result(ANSWER_DEADLINE_S), expected["large"], moment)
         print(f"answered {time.monotonic() - killed_at:.1f} s after the death of {name}")
         for stream in streams:
             assert stream.result(ANSWER_DEADLINE_S).token_ids == undisturbed.token_ids
@@ -106,18 +93,19 @@ def test_a_hung_encode_worker_costs_no_request(
     stack: LocalStack,
     threads: ThreadPoolExecutor,
     expected: dict[str, OracleAnswer],
-    states: tuple[str, ...],
+    moment: Moment,
 ) -> None:
     """What it does when it goes on is late, and harmless.
 
     It goes on before its lease has ended: Dynamo's file discovery never lists it again after that.
     """
     before = status(stack, "processor")["totals"]["encode_retries"]
-    name, large, _ = _caught(stack, threads, states)
-    with _paused(stack, name) as paused_at:
+    with ExitStack() as hanging:
+        with _caught(stack, threads, moment) as (name, large, _):
+            paused_at = hanging.enter_context(paused(stack, name))
         assert wait_until(lambda: _quarantined(stack) > 0, SEEN_DEADLINE_S)
         print(f"given up after {time.monotonic() - paused_at:.1f} s")
-        _check(_ask(stack, SMALL), expected["small"], states)
+        _check(_ask(stack, SMALL), expected["small"], moment)
     went_on_at = time.monotonic()
     assert_exact(large.result(ANSWER_DEADLINE_S), expected["large"])
     print(f"answered {time.monotonic() - paused_at:.1f} s after {name} stopped")
@@ -130,11 +118,11 @@ def test_a_hung_encode_worker_costs_no_request(
 def test_without_encode_workers_pictures_are_refused_and_text_is_served(
     stack: LocalStack, threads: ThreadPoolExecutor, expected: dict[str, OracleAnswer]
 ) -> None:
-    _, large, _ = _caught(stack, threads, IN_THE_TOWER)
     names = encode_workers(stack)
-    with _comes_back(stack, *names):
+    with _caught(stack, threads, Moment.IN_THE_TOWER) as (_, large, _):
         for name in names:
             stack.kill(name)
+    with _comes_back(stack, *names):
         killed_at = time.monotonic()
         assert large.result(ANSWER_DEADLINE_S).status == 503
         assert time.monotonic() - killed_at < BOOTSTRAP_S + SLACK_S
@@ -152,9 +140,9 @@ def test_a_killed_prefill_worker(
     stack: LocalStack, threads: ThreadPoolExecutor, expected: dict[str, OracleAnswer]
 ) -> None:
     """Whatever it was doing ends in an error; the encode workers go on without a restart."""
-    under_way = _requests_at_every_step(stack, threads)
-    with _comes_back(stack, "prefill-0"):
+    with _requests_at_every_step(stack, threads) as under_way:
         stack.kill("prefill-0")
+    with _comes_back(stack, "prefill-0"):
         killed_at = time.monotonic()
         _all_fail(under_way, killed_at, BOOTSTRAP_S + SLACK_S)
         home_after(stack, killed_at, DEAD_DEADLINE_S, "processor", *encode_workers(stack))
@@ -166,8 +154,9 @@ def test_a_killed_prefill_worker(
 def test_a_hung_prefill_worker(
     stack: LocalStack, threads: ThreadPoolExecutor, expected: dict[str, OracleAnswer]
 ) -> None:
-    under_way = _requests_at_every_step(stack, threads)
-    with _paused(stack, "prefill-0") as paused_at:
+    with ExitStack() as hanging:
+        with _requests_at_every_step(stack, threads) as under_way:
+            paused_at = hanging.enter_context(paused(stack, "prefill-0"))
         text = _ask(stack)
         assert text.status == 503
         assert text.total_s < BOOTSTRAP_S + SLACK_S
@@ -189,13 +178,14 @@ def test_a_lost_processor(
 ) -> None:
     """The workers give everything back by themselves; one that hangs is missed by time alone."""
     workers = [*encode_workers(stack), "prefill-0"]
-    under_way = _requests_at_every_step(stack, threads)
-    with _comes_back(stack, "processor"):
+    with _requests_at_every_step(stack, threads) as under_way:
+        lose = stack.pause if hangs_before else stack.kill
+        lose("processor")
         lost_at = time.monotonic()
+    with _comes_back(stack, "processor"):
         if hangs_before:
-            stack.pause("processor")
             home_after(stack, lost_at, DEAD_DEADLINE_S, *workers)
-        stack.kill("processor")
+            stack.kill("processor")
         killed_at = time.monotonic()
         _all_fail(under_way, killed_at, SLACK_S)
         home_after(stack, lost_at, DEAD_DEADLINE_S, *workers)
@@ -207,11 +197,11 @@ def test_a_lost_processor(
         _serves_again(stack, name, expected)
 
 
-def _check(answer: Answer, expected: OracleAnswer, states: tuple[str, ...]) -> None:
+def _check(answer: Answer, expected: OracleAnswer, moment: Moment) -> None:
     """Exact. Between rounds, a lost transfer may hold both halves of a pool as small as this one;
     while they are in quarantine others hear 503 in time.
     """
-    if states == BETWEEN_ROUNDS and answer.status == 503:
+    if moment is Moment.BETWEEN_ROUNDS and answer.status == 503:
         print("503: the whole pool is in quarantine")
         assert answer.total_s < BOOTSTRAP_S + SLACK_S
     else:
@@ -232,27 +222,27 @@ def _error_code(answer: Answer) -> int | None:
     return answer.error and answer.error["code"]
 
 
+@contextmanager
 def _caught(
-    stack: LocalStack, threads: ThreadPoolExecutor, states: tuple[str, ...], num_streams: int = 0
-) -> tuple[str, Future[Answer], list[Future[Answer]]]:
-    """A large picture in one of these states, with its encode worker, while answers stream."""
-    for _ in range(TRIES):
-        streams = [threads.submit(_stream, stack) for _ in range(num_streams)]
-        assert wait_until(lambda: _engine_requests(stack) == num_streams, SEEN_DEADLINE_S)
+    stack: LocalStack, threads: ThreadPoolExecutor, moment: Moment, num_streams: int = 0
+) -> Iterator[tuple[str, Future[Answer], list[Future[Answer]]]]:
+    """A large picture at this moment, with its encode worker, while answers stream."""
+    streams = [threads.submit(_stream, stack) for _ in range(num_streams)]
+    assert wait_until(lambda: _engine_requests(stack) == num_streams, SEEN_DEADLINE_S)
+    with holding(stack, moment) as hold:
         large = threads.submit(_ask, stack, LARGE)
-        name = encode_worker_in(stack, states, over=large.done)
-        if name is not None and not any(stream.done() for stream in streams):
-            return name, large, streams
-        wait([large, *streams])
-    raise AssertionError(f"the moment was missed {TRIES} times")
+        name = hold.caught()
+        assert not any(stream.done() for stream in streams), "their answers were too short"
+        yield name, large, streams
 
 
+@contextmanager
 def _requests_at_every_step(
     stack: LocalStack, threads: ThreadPoolExecutor
-) -> dict[str, Future[Answer]]:
+) -> Iterator[dict[str, Future[Answer]]]:
     """A picture between its rounds, and an answer that streams."""
-    _, picture, (stream,) = _caught(stack, threads, BETWEEN_ROUNDS, num_streams=1)
-    return {"picture": picture, "stream": stream}
+    with _caught(stack, threads, Moment.BETWEEN_ROUNDS, 1) as (_, picture, (stream,)):
+        yield {"picture": picture, "stream": stream}
 
 
 def _all_fail(under_way: dict[str, Future[Answer]], since: float, deadline_s: float) -> None:
@@ -279,16 +269,6 @@ def _comes_back(stack: LocalStack, *names: str) -> Iterator[None]:
     finally:
         for name in names:
             stack.restart(name)
-
-
-@contextmanager
-def _paused(stack: LocalStack, name: str) -> Iterator[float]:
-    """It stands still from the time that this gives, until the end of the block."""
-    stack.pause(name)
-    try:
-        yield time.monotonic()
-    finally:
-        stack.unpause(name)
 
 
 def _others_are_home(stack: LocalStack, since: float, *names: str) -> None:

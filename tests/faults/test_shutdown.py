@@ -11,7 +11,8 @@ from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
 from tests.support.deployments import FAULTS, MODEL_NAME, READY_DEADLINE_S
 from tests.support.exact import assert_exact
-from tests.support.faults import IN_THE_TOWER, encode_worker_in, encode_workers
+from tests.support.faults import encode_workers
+from tests.support.holds import Moment, holding
 from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
 from tests.support.worker_status import status, status_of, wait_until
@@ -20,7 +21,7 @@ DEPLOYMENT = FAULTS
 
 QUESTION = "What is this?"
 MAX_TOKENS = 12
-SLOW = patchwork(700, 40, 40)  # 6,400 patches: seconds in the tower, twelve pools of tokens
+SLOW = patchwork(700, 40, 40)  # 6,400 patches: a second or two in the tower, twelve pools
 IMAGES = [patchwork(701 + i, *size) for i, size in enumerate([(4, 4), (9, 8), (12, 12)])]
 EXIT_DEADLINE_S = 60.0
 ANSWER_DEADLINE_S = 120.0
@@ -58,8 +59,9 @@ def test_rolling_restart_of_the_encode_workers_under_load(
 def test_encode_worker_finishes_what_it_has_begun(stack: LocalStack, oracle: Oracle) -> None:
     expected = oracle.generate([SLOW], QUESTION, MAX_TOKENS)
     with ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(_ask_slowly, stack)
-        worker = encode_worker_in(stack, IN_THE_TOWER)
+        with holding(stack, Moment.IN_THE_TOWER) as hold:
+            asked = thread.submit(_ask_slowly, stack)
+            worker = hold.caught()
         retries = status(stack, "processor")["totals"]["encode_retries"]
         assert stack.terminate(worker, EXIT_DEADLINE_S) == 0
         answer = asked.result(ANSWER_DEADLINE_S)
@@ -74,8 +76,9 @@ def test_prefill_worker_lets_embeddings_on_their_way_arrive(
 ) -> None:
     expected = oracle.generate([SLOW], QUESTION, MAX_TOKENS)
     with ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(_ask_slowly, stack)
-        encode_worker_in(stack, IN_THE_TOWER)
+        with holding(stack, Moment.IN_THE_TOWER) as hold:
+            asked = thread.submit(_ask_slowly, stack)
+            hold.caught()
         assert stack.terminate("prefill-0", EXIT_DEADLINE_S) == 0
         answer = asked.result(ANSWER_DEADLINE_S)
     assert_exact(answer, expected)
@@ -87,8 +90,9 @@ def test_prefill_worker_lets_embeddings_on_their_way_arrive(
 def test_processor_finishes_what_it_has_begun(stack: LocalStack, oracle: Oracle) -> None:
     expected = oracle.generate([SLOW], QUESTION, MAX_TOKENS)
     with ThreadPoolExecutor(1) as thread:
-        asked = thread.submit(_ask_slowly, stack)
-        encode_worker_in(stack, IN_THE_TOWER)
+        with holding(stack, Moment.IN_THE_TOWER) as hold:
+            asked = thread.submit(_ask_slowly, stack)
+            hold.caught()
         assert stack.terminate("processor", EXIT_DEADLINE_S) == 0
         answer = asked.result(ANSWER_DEADLINE_S)
     assert_exact(answer, expected)

@@ -7,7 +7,6 @@ As in test_token_exact.py: 8 blocks of 16 tokens, 2 blocks by default.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -15,9 +14,11 @@ import pytest
 from PIL import Image
 
 from examples.local_stack import LocalStack
-from tests.support.client import Answer, ask, data_url, hang_up_after
+from tests.support.client import Answer, ask, data_url
 from tests.support.deployments import E_P_D, E_P_D_CONTEXT_LENGTH, MODEL_NAME
 from tests.support.exact import assert_exact
+from tests.support.faults import SEEN_DEADLINE_S, asking
+from tests.support.holds import Moment, holding
 from tests.support.oracle import Oracle
 from tests.support.pictures import num_tokens, patchwork
 from tests.support.worker_status import leftovers, status, wait_until
@@ -30,9 +31,7 @@ QUESTION = "What is this?"
 BELOW_DEFAULT = (4, 4)
 ABOVE_DEFAULT = (7, 6)
 ABOVE_POOL = (15, 11)
-SLOW = (40, 20)
 LONG = 6000
-SEEN_DEADLINE_S = 60.0
 HOME_DEADLINE_S = 15.0
 
 
@@ -119,31 +118,20 @@ def test_a_prompt_that_is_too_long_is_the_clients_error(
     assert "tokens" in answer.error_message
 
 
-def _tower_runs(stack: LocalStack) -> bool:
-    return "encoding" in status(stack, "encode")["transfers"].values()
+def test_a_client_that_hangs_up_while_the_tower_works_leaves_nothing(stack: LocalStack) -> None:
+    urls = [data_url(patchwork(490, *BELOW_DEFAULT))]
+    with holding(stack, Moment.IN_THE_TOWER) as hold:
+        with asking(stack, urls, QUESTION, LONG):
+            hold.caught()
+        assert wait_until(lambda: not leftovers(stack), HOME_DEADLINE_S), leftovers(stack)
 
 
-def _decodes(stack: LocalStack) -> bool:
-    return status(stack, "decode")["engine_requests"] > 0
-
-
-@pytest.mark.parametrize(
-    ("size", "seen"),
-    [
-        pytest.param(SLOW, _tower_runs, id="in-the-tower"),
-        pytest.param(BELOW_DEFAULT, _decodes, id="while-tokens-stream"),
-        pytest.param(None, _decodes, id="text-while-tokens-stream"),
-    ],
-)
-def test_a_client_that_hangs_up_leaves_nothing(
-    stack: LocalStack,
-    oracle: Oracle,
-    size: tuple[int, int] | None,
-    seen: Callable[[LocalStack], bool],
+@pytest.mark.parametrize("images", [[], [patchwork(490, *BELOW_DEFAULT)]], ids=["text", "picture"])
+def test_a_client_that_hangs_up_while_tokens_stream_leaves_nothing(
+    stack: LocalStack, oracle: Oracle, images: list[Image.Image]
 ) -> None:
-    urls = [data_url(patchwork(490, *size))] if size else []
-    with hang_up_after(stack.base_url, MODEL_NAME, urls, QUESTION, LONG):
-        assert wait_until(lambda: seen(stack), SEEN_DEADLINE_S), "the moment was never seen"
+    with asking(stack, [data_url(image) for image in images], QUESTION, LONG):
+        assert wait_until(lambda: status(stack, "decode")["engine_requests"] > 0, SEEN_DEADLINE_S)
     assert wait_until(lambda: not leftovers(stack), HOME_DEADLINE_S), leftovers(stack)
     image = patchwork(491, *BELOW_DEFAULT)
     assert_exact(_ask(stack, [image]), oracle.generate([image], QUESTION, MAX_TOKENS))

@@ -12,11 +12,8 @@ import io
 import json
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.client import HTTPConnection
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 from PIL import Image
@@ -87,22 +84,6 @@ def ask(
             _add_body(answer, response.read())
     answer.total_s = time.monotonic() - started_at
     return answer
-
-
-@contextmanager
-def hang_up_after(
-    base_url: str, model: str, images: Sequence[str], question: str, max_tokens: int
-) -> Iterator[None]:
-    """A streaming request under way, of that many tokens; leaving the block hangs up."""
-    body = request_body(model, images, question, max_tokens, stream=True, ignore_eos=True)
-    address = urlsplit(base_url)
-    connection = HTTPConnection(address.netloc, timeout=120.0)
-    path, headers = f"{address.path}/chat/completions", {"Content-Type": "application/json"}
-    connection.request("POST", path, json.dumps(body), headers)
-    try:
-        yield
-    finally:
-        connection.close()
 
 
 def request_body(

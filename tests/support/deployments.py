@@ -14,6 +14,7 @@ import pytest
 
 from examples import local_stack
 from examples.local_stack import LocalStack, StackConfig
+from tests.support import holds
 
 MODEL_NAME = "tiny-vlm"
 READY_DEADLINE_S = 300.0
@@ -100,6 +101,7 @@ FAULTS = Deployment(
     processor=("--mm-bootstrap-timeout", "8", "--mm-heartbeat-interval", "1"),
     env=(LOCAL_URLS,),
     frontend_module="dynamo.sglang_mm_resume.frontend",
+    encode_module=holds.ENCODE_MODULE,
     num_encode=2,
 )
 """Two encode workers, so that one may be lost."""
@@ -119,6 +121,7 @@ ENCODE_LOCALLY = Deployment(
     workers=FAULTS.workers,
     processor=(*FAULTS.processor, "--encode-fallback", "local"),
     env=FAULTS.env,
+    encode_module=FAULTS.encode_module,
 )
 """One encode worker, and an engine that can do without it."""
 
@@ -165,6 +168,9 @@ class Keeper:
             stack.stop()
 
     def _make(self, deployment: Deployment) -> LocalStack:
+        log_dir = self._log_root / f"{self._starts}-{deployment.name}"
+        holds_dir = log_dir / "holds"
+        holds_dir.mkdir(parents=True)
         config = StackConfig(
             self._models[deployment.model],
             MODEL_NAME,
@@ -177,8 +183,8 @@ class Keeper:
             encode_args=deployment.workers,
             prefill_args=(*deployment.workers, *deployment.prefill),
             decode_args=(*deployment.workers, *deployment.prefill),
-            env=dict(deployment.env),
-            log_dir=self._log_root / f"{self._starts}-{deployment.name}",
+            env={**dict(deployment.env), holds.FOLDER_ENV: str(holds_dir)},
+            log_dir=log_dir,
         )
         with ExitStack() as patches:
             if deployment.encode_module is not None:
