@@ -30,7 +30,7 @@ DEPLOYMENT = E_P_D
 QUESTION = "What is this?"
 SMALL = (4, 4)
 LONG = 6000  # tokens: ten seconds at least, of which a test looks at the first few
-SOME = 1500  # of which a shutdown waits for the last
+SOME = 500  # of which a shutdown waits for the last
 EXIT_DEADLINE_S = 60.0
 # Two probes with a time-out of a second each, a second apart, and room for two busy cores.
 ERROR_DEADLINE_S = 15.0
@@ -88,8 +88,9 @@ def test_a_decode_worker_that_hangs_costs_its_requests(
 def test_a_decode_worker_that_shuts_down_finishes_its_answers(
     stack: LocalStack, oracle: Oracle, clients: ThreadPoolExecutor
 ) -> None:
-    answers = [_answering(clients, stack, stream, SOME) for stream in (False, True)]
-    assert wait_until(lambda: _counts(stack) == (0, 2), SEEN_DEADLINE_S), _counts(stack)
+    with _engine_paused(stack, "decode-0"):  # they cannot end before they are told to hurry
+        answers = [_answering(clients, stack, stream, SOME) for stream in (False, True)]
+        assert wait_until(lambda: _counts(stack) == (2, 2), SEEN_DEADLINE_S), _counts(stack)
     assert stack.terminate("decode-0", EXIT_DEADLINE_S) == 0
     for answer in _outcomes(answers):
         assert answer.ok, answer.error
@@ -105,7 +106,8 @@ def test_a_prefill_worker_that_dies_before_its_kv_was_fetched(
     image = data_url(patchwork(460, *SMALL))
     with asking(stack, [image], QUESTION, LONG):
         assert wait_until(lambda: _counts(stack) == (0, 1), SEEN_DEADLINE_S), _counts(stack)
-        with _engine_paused(stack, "prefill-0"):
+        # The decode engine stands still too: its answer must not end before the test does.
+        with _engine_paused(stack, "prefill-0"), _engine_paused(stack, "decode-0"):
             waiting = [_answering(clients, stack, stream) for stream in (False, True)]
             assert wait_until(lambda: _counts(stack) == (2, 3), SEEN_DEADLINE_S), _counts(stack)
             stack.kill("prefill-0")
