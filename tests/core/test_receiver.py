@@ -141,6 +141,18 @@ def test_a_try_grant_gives_blocks_at_once_or_none() -> None:
     assert receiver.live[B] is Receiving.RECEIVING
 
 
+def test_a_transfer_that_was_given_up_gets_no_more_blocks() -> None:
+    """Its processor may not know yet; what it asks for must not be booked."""
+    receiver = a_receiver()
+    reserve(receiver)
+    receiver.abort(A, False, ABORTED, START)
+    for ask in (receiver.try_grant, lambda *args: receiver.resume(A, 8, *args[1:])):
+        with pytest.raises(Refused) as refused:
+            ask(A, 12, START)
+        assert refused.value.reason is Reason.UNKNOWN_TRANSFER
+    assert receiver.assembled_tokens == 0
+
+
 def test_a_try_grant_never_overtakes_who_waits() -> None:
     """R5"""
     receiver = a_receiver(num_blocks=3, default_blocks=2)

@@ -13,10 +13,10 @@ import math
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from dynamo.sglang_mm_resume.core.blocks import BlockPool
 from dynamo.sglang_mm_resume.core.errors import (
-    ProtocolError,
     Reason,
     Refused,
     ResumeError,
@@ -352,6 +352,24 @@ class World:
         assert self.snapshot() == before
         assert sum(self.receiver.oddities.values()) == odd + 1
 
+    def open_chunks(self) -> list[ChunkNotice]:
+        """Right notices of all chunks that are granted and have not landed."""
+        return [
+            ChunkNotice(
+                transfer_id=item.transfer_id,
+                generation=chunk.generation,
+                chunk=chunk.index,
+                first_token=chunk.first_token,
+                num_tokens=chunk.num_tokens,
+                total_tokens=item.total_tokens,
+            )
+            for item in self.items.values()
+            if item.ended is None
+            for grant, _ in item.delivered.values()
+            for chunk in chunks_by_rule(grant, item.total_tokens)
+            if (chunk.generation, chunk.index) not in item.copied_out
+        ]
+
     def can_copy(self) -> list[Item]:
         return [item for item in self.items.values() if item.copies]
 
@@ -394,6 +412,8 @@ class World:
         self.carry_out(
             item, lambda: self.receiver.abort(item.transfer_id, writer_closed, error, self.now)
         )
+        state = self.receiver.live.get(item.transfer_id)
+        assert state is None or (state is Receiving.QUARANTINED and not writer_closed), "R16"
 
     def can_take(self) -> list[Item]:
         return self.in_state(Receiving.COMPLETE)
@@ -416,7 +436,8 @@ class World:
         if item.cares:
             self.abort(item, writer_closed=False)
 
-    def can_lose_processor(self) -> list[Item]:
+    def cared_for(self) -> list[Item]:
+        """Those whose processor still wants them."""
         return [item for item in self.items.values() if item.cares]
 
     def lose_processor(self, item: Item) -> None:
@@ -637,6 +658,9 @@ class World:
         self.pool.check()
         stats = self.pool.stats()
         assert stats.free + stats.held + stats.quarantined == stats.total
+        limits = self.receiver.limits
+        assert self.receiver.assembled_tokens <= limits.max_assembled_tokens, "R7"
+        assert self.receiver.num_waiting <= limits.max_waiting, "R7"
         leases = {lease.generation: lease for lease in self.pool.leases()}
         live = self.receiver.live
         for item in self.items.values():
@@ -654,6 +678,8 @@ class World:
         for name, state in live.items():
             if state in (Receiving.WAITING, Receiving.DRAINED, Receiving.COMPLETE):
                 assert name not in owners, f"R4: {name} is {state} and holds blocks"
+            if state is Receiving.QUARANTINED:
+                assert name in owners, f"{name} waits for its writer in vain"
         assert owners <= set(live)
         assert [w[2] for w in sorted(self.waiting)] == sorted(
             (name for name, state in live.items() if state is Receiving.WAITING),
@@ -670,11 +696,18 @@ class World:
 
     def progress(self, pick: int) -> bool:
         """One useful action without faults; False if there is none."""
+        actions = self.useful(pick)
+        if actions:
+            actions[pick % len(actions)]()
+        return bool(actions)
+
+    def useful(self, pick: int = 0) -> list[Callable[[], None]]:
+        """What can go on without faults."""
         options: list[tuple[Callable[[Item], None], list[Item]]] = [
             (self.open, self.can_open()),
             (self.encode, self.can_encode()),
             (self.forward, self.can_forward()),
-            (self.post, self.can_post()),
+            (self.post, [item for item in self.can_post() if not self.starved(item)]),
             (lambda item: self.land(item, pick + 1), self.can_land()),
             (self.finish_write, self.can_finish_write()),
             (self.read_stream, self.can_read_stream()),
@@ -683,15 +716,8 @@ class World:
             (self.take, self.can_take()),
             (self.drop, self.in_state(Receiving.IN_ENGINE)),
         ]
-        actions = [(act, item) for act, items in options for item in items]
-        if self.network:
-            actions.append((lambda item: self.deliver(pick), next(iter(self.items.values()))))
-        useful = [pair for pair in actions if not (pair[0] == self.post and self.starved(pair[1]))]
-        if not useful:
-            return False
-        act, item = useful[pick % len(useful)]
-        act(item)
-        return True
+        actions = [partial(act, item) for act, items in options for item in items]
+        return [*actions, *([partial(self.deliver, pick)] if self.network else [])]
 
     def starved(self, item: Item) -> bool:
         """Posting would yield nothing: every delivered chunk is posted."""

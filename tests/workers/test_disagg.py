@@ -16,7 +16,7 @@ from dynamo.sglang_mm_resume.core.messages import Done, dump
 from dynamo.sglang_mm_resume.workers.disagg import Half, PrefillDecode
 
 SETTINGS = Settings(heartbeat_interval_s=0.02, heartbeat_max_failures=2)
-DEADLINE_S = 5.0
+DEADLINE_S = 3.0
 PREFILL, DECODE = 1, 21
 KV = {"bootstrap_host": "10.0.0.1", "bootstrap_port": 7, "bootstrap_room": 8}
 LAST: dict[str, Any] = {"index": 0, "token_ids": [6], "finish_reason": "stop"}
@@ -133,6 +133,13 @@ async def test_the_decode_worker_answers_with_the_kv_that_the_prefill_worker_nam
     assert 0 < prefill["bootstrap_info"]["bootstrap_room"] < 2**63
     assert decode["bootstrap_info"] == KV
     assert prefill["token_ids"] == decode["token_ids"] == [1]
+    graph.assert_both_are_over()
+
+
+async def test_a_short_answer_is_not_held_up_by_its_prefill() -> None:
+    """The prefill ends with its context, and the prefill worker drops what the request had."""
+    graph = Graph(prefill=_until_stopped)
+    assert (await graph.ask())[-1] == LAST
     graph.assert_both_are_over()
 
 

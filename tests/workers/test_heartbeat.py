@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.errors import TransferFailed
 from dynamo.sglang_mm_resume.core.messages import Done, Reserve, dump
 from dynamo.sglang_mm_resume.workers.prefill import Writers
 from tests.transport.pair import DEADLINE_S, ReceivingSide
@@ -84,6 +85,8 @@ async def test_a_writer_that_fails_its_probes_loses_its_transfers(
         await _until(lambda: not side.receiver.writing)
         assert workers.asked.count("ping") >= SETTINGS.heartbeat_max_failures
         assert side.pool.stats().quarantined == 1, "not free: nobody confirmed anything"
+        with pytest.raises(TransferFailed, match=f"encode worker {WRITER} is dead"):
+            side.assembler.try_grant(TRANSFER, 4)  # the processor does not know yet
 
 
 async def test_a_closed_transfer_is_settled_by_its_writer(workers: FakeEncodeWorkers) -> None:
@@ -104,17 +107,20 @@ async def test_a_writer_is_dead_when_it_is_silent_and_gone(workers: FakeEncodeWo
     assert await writers.close_transfer(WRITER, TRANSFER)
 
 
-async def test_a_dead_writer_is_forgotten_once_its_blocks_are_home(
-    workers: FakeEncodeWorkers,
+@pytest.mark.parametrize("listed", [True, False], ids=["still-listed", "gone-or-made-up"])
+async def test_a_silent_writer_is_forgotten_once_its_blocks_are_home(
+    workers: FakeEncodeWorkers, listed: bool
 ) -> None:
-    """Workers come and go for months: what is kept for each must not add up."""
+    """Workers come and go for months, and ids may be made up: what is kept for each must not add
+    up, nor count against a writer that comes again.
+    """
     side = ReceivingSide(2, 1)
     writers = Writers(workers, SETTINGS)
     watching = asyncio.ensure_future(writers.watch(side.assembler))
     await side.start()
     try:
         await side.assembler.reserve(Reserve(transfer_id=TRANSFER, writer_instance_id=WRITER))
-        workers.answers = workers.listed = False
+        workers.answers, workers.listed = False, listed
         await _until(lambda: writers._failures[WRITER] >= SETTINGS.heartbeat_max_failures)
         await _until(lambda: not side.receiver.writing)
         side.writer_is_settled = True

@@ -40,6 +40,7 @@ from tests.support.worker_status import wait_until
 
 ALLOW_INTERNAL = "DYN_MM_ALLOW_INTERNAL"
 DEADLINE_S = 1.0
+LONG_S = 30.0
 PROMPTLY_S = 5.0
 """Longest that any refusal may take which does not wait for the deadline."""
 PREPROCESSED = ("too-long", "too-wide")
@@ -60,7 +61,7 @@ def web() -> Iterator[str]:
 async def loader(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MediaLoader]:
     """One that may use loopback."""
     monkeypatch.setenv(ALLOW_INTERNAL, "1")
-    yield MediaLoader(ThreadPoolExecutor(2), "model")
+    yield MediaLoader(ThreadPoolExecutor(2), "model", LONG_S)
     await close_http_client()
 
 
@@ -74,7 +75,7 @@ def hasty_loader(loader: MediaLoader) -> MediaLoader:
 async def strict_loader(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[MediaLoader]:
     """One with the default policy."""
     monkeypatch.delenv(ALLOW_INTERNAL, raising=False)
-    yield MediaLoader(ThreadPoolExecutor(2), "model")
+    yield MediaLoader(ThreadPoolExecutor(2), "model", LONG_S)
     await close_http_client()
 
 
@@ -138,7 +139,7 @@ def _growth_by_refusals(web: str) -> int:
     os.environ[ALLOW_INTERNAL] = "1"
 
     async def load_all() -> int:
-        loader = MediaLoader(ThreadPoolExecutor(4), "model")
+        loader = MediaLoader(ThreadPoolExecutor(4), "model", LONG_S)
         await loader.load(image(inline(PNG)))
         before = reset_peak(os.getpid())
         for case in REFUSED:
@@ -173,7 +174,7 @@ async def test_as_many_pixels_as_there_may_be_at_once(
 async def test_decoding_leaves_threads_to_others(loader: MediaLoader) -> None:
     """A crowd of pictures does not take all threads: copies need them."""
     threads = ThreadPoolExecutor(media_module.MAX_DECODES + 1)
-    crowded = MediaLoader(threads, "model")
+    crowded = MediaLoader(threads, "model", LONG_S)
     release = threading.Event()
     decoding: list[int] = []
 

@@ -4,15 +4,25 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from dynamo.llm.exceptions import InvalidArgument
 from dynamo.sglang.request_handlers import PrefillWorkerHandler
 
 from dynamo.sglang_mm_resume.core.errors import TransferFailed
+from dynamo.sglang_mm_resume.core.messages import Received
+from dynamo.sglang_mm_resume.workers.lifecycle import Admission
 from dynamo.sglang_mm_resume.workers.prefill import KvSourceHandler
 from dynamo.sglang_mm_resume.workers.sglang_engine import KvSource
+
+TRANSFER = "transfer-a"
+DEADLINE_S = 5.0
 
 
 async def _consume(monkeypatch: pytest.MonkeyPatch, meta_info: Any) -> Any:
@@ -49,3 +59,117 @@ async def test_a_processor_that_knows_no_decode_worker_is_told() -> None:
     handler = object.__new__(KvSourceHandler)
     with pytest.raises(RuntimeError, match="--decode-workers"):
         await anext(handler.generate({"token_ids": [1]}, context=None))
+
+
+class EngineAlone:
+    """An engine whose KV nobody fetches: a request lasts until it is aborted."""
+
+    def __init__(self) -> None:
+        self.tokenizer_manager = self
+        self.rid_to_state: dict[str, Any] = {}
+        self.aborted: list[str] = []
+        self._abort = asyncio.Event()
+
+    def abort_request(self, rid: str, abort_all: bool) -> None:
+        self.aborted.append(rid)
+        self._abort.set()
+
+    async def async_generate(self, **request: Any) -> AsyncIterator[Any]:
+        return self._results(request["rid"])
+
+    async def _results(self, rid: str) -> AsyncIterator[Any]:
+        dispatched = SimpleNamespace(api_server_dispatch_finish_time=1.0)
+        self.rid_to_state[rid] = SimpleNamespace(time_stats=dispatched)
+        await self._abort.wait()
+        del self.rid_to_state[rid]
+        yield {"meta_info": {"id": rid, "finish_reason": {"type": "abort", "message": "told to"}}}
+
+
+class Embeddings:
+    """What is used of `EmbeddingInput` and `Assembler`: one embedding that is here."""
+
+    def __init__(self) -> None:
+        self.offered: list[str] = []
+        self.taken: list[str] = []
+
+    async def take(self, transfer_id: str) -> torch.Tensor:
+        self.taken.append(transfer_id)
+        return torch.zeros(4, 2)
+
+    def drop(self, transfer_id: str) -> None:
+        self.taken.remove(transfer_id)
+
+    def offer(self, offers: list[Any]) -> list[str]:
+        self.offered = [f"mm-resume:{i}" for i, _ in enumerate(offers)]
+        return self.offered
+
+    def withdraw(self, references: list[str]) -> None:
+        self.offered = []
+
+
+def _handler(engine: EngineAlone, embeddings: Embeddings) -> KvSourceHandler:
+    handler = object.__new__(KvSourceHandler)
+    server_args = SimpleNamespace(pp_size=1, enable_dp_attention=False)
+    vars(handler).update(
+        {
+            "engine": engine,
+            "config": SimpleNamespace(server_args=server_args),
+            "shutdown_event": None,
+            "bootstrap_host": "10.0.0.1",
+            "bootstrap_port": 7,
+            "enable_trace": False,
+            "_abort_tasks": set(),
+            "_consume_tasks": set(),
+            "_supports_ordered_cancellation": True,
+            "_get_guided_decoding_params": lambda options: {},
+            "_get_input_param": lambda request: {"input_ids": request["token_ids"]},
+            "_resolve_lora": lambda request: None,
+            "_priority_kwargs": lambda priority: {},
+            "_assembler": embeddings,
+            "_embeddings": embeddings,
+            "_admission": Admission(),
+            "_refusals": Counter(),
+            "_local": 0,
+            "_max_local": 1,
+        }
+    )
+    return handler
+
+
+async def test_a_prefill_that_is_stopped_before_its_end_keeps_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As when a short answer ends first: the processor then stops the prefill's context."""
+    upstream = "dynamo.sglang.request_handlers."
+    prefill = f"{upstream}llm.prefill_handler.require_reasoning_kwargs"
+    monkeypatch.setattr(prefill, lambda *args, **kwargs: {})
+    monkeypatch.setattr(f"{upstream}cancellation.resolved_server_args", lambda args: args)
+    engine, embeddings = EngineAlone(), Embeddings()
+    handler, stopped = _handler(engine, embeddings), asyncio.Event()
+    context = SimpleNamespace(
+        id=lambda: "request",
+        trace_id=None,
+        async_killed_or_stopped=lambda: asyncio.ensure_future(stopped.wait()),
+    )
+    received = Received(
+        transfer_id=TRANSFER,
+        modality="image",
+        total_tokens=4,
+        grid=(1, 4, 4),
+        content_hash="0" * 16,
+    )
+    request = {
+        "token_ids": [1, 2],
+        "bootstrap_info": {"bootstrap_room": 8},
+        "mm_resume": [received.model_dump()],
+    }
+    chunks = handler.generate(request, context)
+    assert (await anext(chunks))["disaggregated_params"]["bootstrap_room"] == 8
+    assert embeddings.taken == [TRANSFER] and embeddings.offered
+    stopped.set()
+    async with asyncio.timeout(DEADLINE_S):
+        assert [chunk async for chunk in chunks] == []
+    assert len(engine.aborted) == 1
+    assert not embeddings.taken
+    assert not embeddings.offered
+    assert not handler._admission.accepted

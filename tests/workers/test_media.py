@@ -16,12 +16,13 @@ from dynamo.sglang_mm_resume.core.errors import Refused
 from dynamo.sglang_mm_resume.core.messages import Media
 from dynamo.sglang_mm_resume.workers.media import MediaLoader
 
+LONG_S = 30.0
 BROKEN = Media(modality="image", url="data:image/png;base64," + "A" * 2000)
 
 
 @pytest.fixture
 def loader() -> MediaLoader:
-    return MediaLoader(ThreadPoolExecutor(1), "model")
+    return MediaLoader(ThreadPoolExecutor(1), "model", LONG_S)
 
 
 async def test_a_broken_picture_is_not_copied_to_the_log_or_the_client(
@@ -37,7 +38,7 @@ async def test_our_own_machine_s_trouble_is_not_the_client_s(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("DYN_MM_ALLOW_INTERNAL", "1")
-    loader = MediaLoader(ThreadPoolExecutor(1), "model")
+    loader = MediaLoader(ThreadPoolExecutor(1), "model", LONG_S)
     with no_more_files(), pytest.raises(HttpConnectionError, match="Too many open files"):
         await loader.load(Media(modality="image", url="http://127.0.0.1:9/p.png"))
     await close_http_client()
@@ -63,7 +64,7 @@ def no_more_files() -> Iterator[None]:
 
 async def test_equal_pixels_have_equal_hashes_per_model(loader: MediaLoader) -> None:
     white, also_white = (Image.new("RGB", (8, 8), "white") for _ in range(2))
-    other_model = MediaLoader(ThreadPoolExecutor(1), "another model")
+    other_model = MediaLoader(ThreadPoolExecutor(1), "another model", LONG_S)
     wide = Image.new("RGB", (16, 4), "white")
     first = await loader.content_hash(white)
     assert first == await loader.content_hash(also_white)

@@ -307,7 +307,7 @@ class Receiver:
 
     def _require(self, transfer_id: str) -> _Transfer:
         transfer = self._live.get(transfer_id)
-        if transfer is None:
+        if transfer is None or transfer.state is Receiving.QUARANTINED:  # or given up
             raise Refused(Reason.UNKNOWN_TRANSFER, f"no live transfer {transfer_id}")
         return transfer
 

@@ -130,9 +130,9 @@ class Assembler:
         return await self._grant(message.transfer_id, waits)
 
     def try_grant(self, transfer_id: str, total_tokens: int) -> Grant | None:
-        """More blocks at once, or `None`. Raises `Refused` or `ProtocolError`."""
-        now = time.monotonic()
-        grant = self.receiver.try_grant(transfer_id, total_tokens, now)
+        """More blocks at once, or `None`. Raises what ended it, `Refused` or `ProtocolError`."""
+        self._require(transfer_id)
+        grant = self.receiver.try_grant(transfer_id, total_tokens, time.monotonic())
         self._arm()
         return grant
 

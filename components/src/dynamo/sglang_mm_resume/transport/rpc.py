@@ -94,15 +94,6 @@ async def each_beside(stream: AsyncIterator[T], work: "asyncio.Task[Any]") -> As
         yield found[0]
 
 
-async def answers_ping(client: "Client", instance_id: int, timeout_s: float) -> bool:
-    """Whether an instance is alive."""
-    try:
-        await ask(client, instance_id, Ping(), ENCODE_CONTROL_REPLY, timeout_s)
-    except ResumeError:
-        return False
-    return True
-
-
 def heartbeat(
     client: "Client", instance_id: int, who: str, interval_s: float, max_failures: int
 ) -> Callable[[], Awaitable[None]]:

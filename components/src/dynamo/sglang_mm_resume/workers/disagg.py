@@ -12,20 +12,13 @@ import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused, TransferFailed
-from dynamo.sglang_mm_resume.transport.rpc import (
-    Client,
-    PeerUnreachable,
-    answers_ping,
-    each_beside,
-    each_while,
-    heartbeat,
-)
+from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, each_beside
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
+from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.errors import is_unavailable
 from dynamo.sglang_mm_resume.workers.request import num_choices
 
@@ -33,8 +26,6 @@ Chunk = dict[str, Any]
 
 #: The component of decode workers: the name that Dynamo gives to them, and its planner looks for.
 DECODE_COMPONENT = "backend"
-#: Seconds until a worker has taken a request.
-START_TIMEOUT_S = 5.0
 #: SGLang's rooms are positive and signed.
 ROOM_BITS = 63
 
@@ -52,16 +43,15 @@ class PrefillDecode:
     """Lets a prefill worker and a decode worker answer a request together."""
 
     def __init__(self, settings: Settings, prefill: Half, decode: Half) -> None:
-        self._settings = settings
-        self._prefill = prefill
-        self._decode = decode
+        self._prefill = Workers(prefill.role, prefill.generate, prefill.control, settings)
+        self._decode = Workers(decode.role, decode.generate, decode.control, settings)
         # By `generate`: a worker that drains leaves that first.
         self._decode_workers = LeastOutstanding(
             decode.generate,
             decode.role,
             settings.max_requests,
             settings.bootstrap_timeout_s,
-            partial(answers_ping, decode.control, timeout_s=settings.heartbeat_interval_s),
+            self._decode.answers_ping,
         )
 
     async def close(self) -> None:
@@ -87,8 +77,7 @@ class PrefillDecode:
                 _child(context, self._decode.role) as decode_context,
             ):
                 room = {"bootstrap_info": {"bootstrap_room": secrets.randbits(ROOM_BITS)}}
-                stream = await _start(self._prefill, prefill, request | room, prefill_context)
-                source = self._while_alive(stream, self._prefill, prefill)
+                source = await self._prefill.start(prefill, request | room, prefill_context)
                 kv = {"bootstrap_info": await _named_kv(source, prefill)}
                 prefilling = asyncio.ensure_future(_finish(source, prefill))
                 answer = self._answer(request | kv, decode, decode_context)
@@ -96,9 +85,7 @@ class PrefillDecode:
                     async with aclosing(answer):
                         async for chunk in each_beside(answer, prefilling):
                             yield chunk
-                    # A short answer may end first; a prefill that is cut off keeps its transfers.
-                    await asyncio.wait((prefilling,), timeout=START_TIMEOUT_S)
-                finally:
+                finally:  # also where a short answer ends before its prefill, which then stops
                     prefilling.cancel()
                     await asyncio.gather(prefilling, return_exceptions=True)
 
@@ -106,8 +93,7 @@ class PrefillDecode:
         self, request: dict[str, Any], decode: int, context: Any
     ) -> AsyncGenerator[Chunk, None]:
         try:
-            stream = await _start(self._decode, decode, request, context)
-            async for chunk in self._while_alive(stream, self._decode, decode):
+            async for chunk in await self._decode.start(decode, request, context):
                 yield chunk
         except PeerUnreachable as error:  # the prefill worker is not to blame
             self._decode_workers.suspect(decode)
@@ -116,14 +102,6 @@ class PrefillDecode:
             if is_unavailable(error):
                 self._decode_workers.avoid(decode)
             raise
-
-    def _while_alive(
-        self, stream: AsyncIterator[Chunk], half: Half, instance_id: int
-    ) -> AsyncIterator[Chunk]:
-        interval_s = self._settings.heartbeat_interval_s
-        who, failures = f"{half.role} worker", self._settings.heartbeat_max_failures
-        probe = heartbeat(half.control, instance_id, who, interval_s, failures)
-        return each_while(stream, interval_s, probe)
 
 
 async def _named_kv(source: AsyncIterator[Chunk], prefill: int) -> dict[str, Any]:
@@ -144,17 +122,6 @@ async def _finish(source: AsyncIterator[Chunk], prefill: int) -> None:
         finished = finished or bool(chunk.get("engine_data"))
     if not finished:
         raise TransferFailed(f"prefill worker {prefill} gave up before its KV was fetched")
-
-
-async def _start(half: Half, instance_id: int, request: dict[str, Any], context: Any) -> Any:
-    try:
-        async with asyncio.timeout(START_TIMEOUT_S):
-            return await half.generate.direct(
-                request, instance_id, annotated=False, context=context
-            )
-    except TimeoutError:
-        text = f"{half.role} worker {instance_id}: no answer in {START_TIMEOUT_S:g} s"
-        raise PeerUnreachable(text) from None
 
 
 @contextmanager

@@ -13,8 +13,7 @@ import uuid
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Final
+from typing import Final
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.budget import PromptBudget
@@ -57,19 +56,15 @@ from dynamo.sglang_mm_resume.core.transitions import Shaking
 from dynamo.sglang_mm_resume.transport.rpc import (
     Client,
     PeerUnreachable,
-    answers_ping,
     ask,
-    each_while,
     each_within,
-    heartbeat,
 )
 from dynamo.sglang_mm_resume.transport.tasks import Background
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding, NoneAlive
+from dynamo.sglang_mm_resume.workers.calls import CONTROL_TIMEOUT_S, Workers
 
 logger = logging.getLogger(__name__)
 
-#: Seconds for answers that need no block: a loaded loop may be slow, a dead peer must not hang us.
-CONTROL_TIMEOUT_S: Final = 5.0
 #: Extra seconds over a peer's own deadline, so that the peer's own message is what we report.
 SLACK_S: Final = 2.0
 #: An item is encoded by one worker, and by another if that one fails.
@@ -182,13 +177,14 @@ class HandOff:
         self._peers = peers
         self._prefill_workers = prefill_workers
         self._patience_s = settings.bootstrap_timeout_s + SLACK_S
+        self._encode = Workers("encode", peers.encode, peers.encode_transfer, settings)
         # By `generate`: a worker that drains leaves that first, and stays reachable for control.
         self._encode_workers = LeastOutstanding(
             peers.encode,
             "encode",
             settings.max_encodes,
             settings.bootstrap_timeout_s,
-            partial(answers_ping, peers.encode_transfer, timeout_s=settings.heartbeat_interval_s),
+            self._encode.answers_ping,
         )
 
     def require_room(self) -> None:
@@ -287,12 +283,8 @@ class HandOff:
     async def _events(self, message: Encode, encode: int) -> AsyncGenerator[Sized | Sent, None]:
         """What the encode worker reports. Raises `_EncodeFailed` if another might do better."""
         try:
-            async with asyncio.timeout(CONTROL_TIMEOUT_S):
-                stream = await self._peers.encode.direct(dump(message), encode, annotated=False)
-            probed = each_while(
-                stream, self._settings.heartbeat_interval_s, self._heartbeat(encode)
-            )
-            async for payload in each_within(self._patience_s, probed):
+            stream = await self._encode.start(encode, dump(message))
+            async for payload in each_within(self._patience_s, stream):
                 event = parse(ENCODE_EVENT, payload)
                 if not isinstance(event, Refusal):
                     yield event
@@ -311,16 +303,6 @@ class HandOff:
     def _lost(self, encode: int, error: PeerUnreachable) -> _EncodeFailed:
         self._encode_workers.suspect(encode)
         return _EncodeFailed(encode, error)
-
-    def _heartbeat(self, encode: int) -> Any:
-        settings = self._settings
-        return heartbeat(
-            self._peers.encode_transfer,
-            encode,
-            "encode worker",
-            settings.heartbeat_interval_s,
-            settings.heartbeat_max_failures,
-        )
 
     def _react(self, item: Item, event: Sized | Sent, budget: PromptBudget) -> list[Action]:
         if isinstance(event, Sent):

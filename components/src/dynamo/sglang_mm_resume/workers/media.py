@@ -42,8 +42,6 @@ from PIL import Image
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.core.messages import Media
 
-#: Seconds until a picture must have arrived, unless told otherwise.
-FETCH_TIMEOUT_S: Final = 15.0
 #: Pixels of one picture, 4 bytes each: where Pillow begins to suspect a decompression bomb.
 MAX_PIXELS: Final = 89_478_485
 #: Pixels of all pictures that a worker holds at the same time: 4 GiB.
@@ -64,10 +62,11 @@ class _Unusable(Exception):
 class MediaLoader:
     """Images by URL."""
 
-    def __init__(
-        self, threads: Executor, identity: str, fetch_timeout_s: float = FETCH_TIMEOUT_S
-    ) -> None:
-        """`identity` names whatever else decides an embedding: the model and its layout."""
+    def __init__(self, threads: Executor, identity: str, fetch_timeout_s: float) -> None:
+        """`identity` names whatever else decides an embedding: the model and its layout.
+
+        `fetch_timeout_s`: until a picture must have arrived, over all redirects.
+        """
         self._threads = threads
         self._identity = identity.encode()
         self._fetch_timeout_s = fetch_timeout_s

@@ -104,7 +104,7 @@ class Writers:
         while True:
             await asyncio.sleep(self._settings.heartbeat_interval_s)
             writers = set(assembler.receiver.writing.values())
-            self._forget_departed(assembler.receiver.writers)
+            self._forget_all_but(assembler.receiver.writers)
             probes = (self._probe(writer, assembler) for writer in writers)
             for outcome in await asyncio.gather(*probes, return_exceptions=True):
                 if isinstance(outcome, Exception):
@@ -124,10 +124,9 @@ class Writers:
                 if its_writer == writer:
                     assembler.drop(transfer_id, why=f"encode worker {writer} is dead")
 
-    def _forget_departed(self, needed: set[int]) -> None:
-        """Encode workers come and go; one that has left counts until its blocks are home."""
-        known = needed | set(self._client.instance_ids())
-        for writer in set(self._failures) - known:
+    def _forget_all_but(self, needed: set[int]) -> None:
+        """Failures count while a writer has a transfer; a later one begins without a past."""
+        for writer in set(self._failures) - needed:
             del self._failures[writer]
 
     async def _is_dead_and_drained(self, writer: int) -> bool:

@@ -13,7 +13,6 @@ import logging
 from collections import Counter
 from collections.abc import AsyncGenerator
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 from dynamo.common.backend.health_check import is_probe
@@ -23,17 +22,12 @@ from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.budget import PromptBudget
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused, ResumeError, TransferFailed
 from dynamo.sglang_mm_resume.core.messages import Media, Refusal
-from dynamo.sglang_mm_resume.transport.rpc import (
-    PeerUnreachable,
-    answers_ping,
-    each_while,
-    heartbeat,
-)
+from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
+from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.disagg import PrefillDecode
 from dynamo.sglang_mm_resume.workers.errors import is_unavailable, relayed, to_http
 from dynamo.sglang_mm_resume.workers.hand_off import (
-    CONTROL_TIMEOUT_S,
     SLACK_S,
     Destination,
     HandOff,
@@ -101,12 +95,13 @@ class Processor:
         self._image_token_id = image_token_id
         self._prefill_decode = prefill_decode
         self._chunks = prefill_decode.chunks if prefill_decode else self._aggregated
+        self._prefill = Workers("prefill", peers.prefill, peers.prefill_transfer, settings)
         self._prefill_workers = LeastOutstanding(
             peers.prefill_transfer,
             "prefill",
             settings.max_requests,
             settings.bootstrap_timeout_s,
-            partial(answers_ping, peers.prefill_transfer, timeout_s=settings.heartbeat_interval_s),
+            self._prefill.answers_ping,
         )
         self._hand_off = HandOff(settings, peers, self._prefill_workers)
         self._live = 0
@@ -269,27 +264,8 @@ class Processor:
         self, request: dict[str, Any], prefill: int, context: Any
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The chunks of a prefill worker that decodes as well."""
-        interval_s = self._settings.heartbeat_interval_s
-        probe = heartbeat(
-            self._peers.prefill_transfer,
-            prefill,
-            "prefill worker",
-            interval_s,
-            self._settings.heartbeat_max_failures,
-        )
-        stream = await self._open(request, prefill, context)
-        async for chunk in each_while(stream, interval_s, probe):
+        async for chunk in await self._prefill.start(prefill, request, context):
             yield chunk
-
-    async def _open(self, request: dict[str, Any], prefill: int, context: Any) -> Any:
-        try:
-            async with asyncio.timeout(CONTROL_TIMEOUT_S):
-                return await self._peers.prefill.direct(
-                    request, prefill, annotated=False, context=context
-                )
-        except TimeoutError:
-            text = f"prefill worker {prefill}: no answer in {CONTROL_TIMEOUT_S:g} s"
-            raise PeerUnreachable(text) from None
 
 
 def _of_prefill(error: Exception) -> Exception:
