@@ -33,6 +33,7 @@ import psutil
 from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
 from tests.support.deployments import FAULTS, MODEL_NAME, READY_DEADLINE_S, Deployment, Keeper
+from tests.support.discovery import BACK_DEADLINE_S, LEASE_S, reregistrations
 from tests.support.faults import asking
 from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
@@ -58,8 +59,9 @@ SIZES = [(4, 4), (6, 5), (8, 8), (12, 11), (15, 15), (20, 20)]
 CLIENTS = 3
 CLIENT_TIMEOUT_S = 90.0
 """Longer than all time-outs of the graph together: what takes longer was lost."""
-PAUSES_S = (1.0, 4.0, 8.5)
-"""Below the time-outs, between them, and beyond them; Dynamo's lease is 10 s."""
+PAUSES_S = (1.0, 4.0, 8.5, 14.0)
+"""Below the time-outs, between them, beyond them, and beyond the lease in Dynamo's discovery (10 s)
+and the few seconds in which others notice its end."""
 BURST = 40
 BETWEEN_FAULTS_S = (3.0, 10.0)
 HOME_DEADLINE_S = 90.0
@@ -173,10 +175,9 @@ class Soak:
     def _inject(self) -> None:
         """One fault that leaves at least one worker of each role; others may be starting."""
         self._starting = {name for name in self._starting if not self._is_healthy(name)}
-        faults: list[tuple[str, Callable[[], None], int]] = [
-            ("overload", self._burst, 2),
-            ("processor hung", lambda: self._pause("processor"), 1),
-        ]
+        faults: list[tuple[str, Callable[[], None], int]] = [("overload", self._burst, 2)]
+        if "processor" not in self._starting:
+            faults.append(("processor hung", lambda: self._pause("processor"), 1))
         if not self._starting:  # the processor waits for all others when it starts
             faults.append(("processor killed", lambda: self._kill("processor"), 1))
         for role in ("encode", "prefill"):
@@ -217,9 +218,15 @@ class Soak:
         self._starting.add(name)
 
     def _pause(self, name: str) -> None:
+        seconds = self._random.choice(PAUSES_S)
+        count = reregistrations(self._stack, name)
         self._stack.pause(name)
-        self._over.wait(self._random.choice(PAUSES_S))
+        self._over.wait(seconds)
         self._stack.unpause(name)
+        if seconds > LEASE_S and not wait_until(
+            lambda: reregistrations(self._stack, name) > count, BACK_DEADLINE_S
+        ):
+            self._problem(f"{name} stood still for {seconds:g} s and did not come back")
 
     def _burst(self) -> None:
         """Many more than are let in, at once."""
@@ -263,7 +270,7 @@ def _outcome(question: Question, answer: Answer) -> str:
         return "bad request refused"
     if answer.ok:
         return "exact" if answer.token_ids == question.token_ids else "wrong"
-    # 404: the processor was killed, and with it the model's entry.
+    # 404: the processor was killed or lost, and with it the model's entry.
     code = (answer.error or {}).get("code", answer.status)
     if code in (503, 404) and answer.finish_reason is None:
         return "refused" if answer.status != 200 else "broken off with an error"

@@ -182,9 +182,10 @@ def test_metrics_that_are_named_exist() -> None:
     from dynamo.sglang_mm_resume.transport.assembler import Totals
     from dynamo.sglang_mm_resume.transport.writer import WriterTotals
     from dynamo.sglang_mm_resume.workers.hand_off import HandOffTotals
+    from dynamo.sglang_mm_resume.workers.presence import PresenceTotals
     from dynamo.sglang_mm_resume.workers.processor import ProcessorTotals
 
-    totals = (Totals, WriterTotals, HandOffTotals, ProcessorTotals)
+    totals = (Totals, WriterTotals, HandOffTotals, ProcessorTotals, PresenceTotals)
     known = {f"{field.name}_total" for kind in totals for field in fields(kind)}
     known |= {"refusals_total", "oddities_total", "limit", "pool_blocks", *metrics._GAUGES}
     named = set(re.findall(r"`mm_resume_(\w+)", FAILURES.read_text()))

@@ -97,7 +97,7 @@ def test_a_hung_encode_worker_costs_no_request(
 ) -> None:
     """What it does when it goes on is late, and harmless.
 
-    It goes on before its lease has ended: Dynamo's file discovery never lists it again after that.
+    It goes on before its lease has ended; longer hangs are in test_lost_lease.py.
     """
     before = status(stack, "processor")["totals"]["encode_retries"]
     with ExitStack() as hanging:

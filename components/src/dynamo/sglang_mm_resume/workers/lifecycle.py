@@ -114,7 +114,10 @@ class DrainFirst:
 
 
 async def serve(endpoints: Iterable[Awaitable[Any]], registration: Awaitable[None]) -> None:
-    """Serve until all endpoints have stopped; register meanwhile, unless that comes too late."""
+    """Serve until all endpoints have stopped; register meanwhile, unless that comes too late.
+
+    The registration may last as long as the serving (`Presence.keep`). If it fails, serving ends.
+    """
     serving = asyncio.gather(*endpoints)
     registering = asyncio.ensure_future(registration)
     try:

@@ -17,6 +17,7 @@ from dynamo.sglang_mm_resume.workers import sglang_engine
 from dynamo.sglang_mm_resume.workers.decode import DecodeHandler, answer_probe, decode_status, drain
 from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT
 from dynamo.sglang_mm_resume.workers.lifecycle import Admission, DrainFirst, serve, serve_status
+from dynamo.sglang_mm_resume.workers.presence import Presence
 from dynamo.sglang_mm_resume.workers.start_engine import EngineProcess, run_engine
 
 logger = logging.getLogger(__name__)
@@ -40,23 +41,26 @@ async def _serve(process: EngineProcess) -> None:
     async def leave() -> None:
         await drain(admission, process.settings.shutdown_grace_s)
 
-    process.shutdown_endpoints[:] = [DrainFirst(leave, [generate, control])]
+    presence = Presence(generate, control)
+    process.shutdown_endpoints[:] = [DrainFirst(leave, presence.listings)]
     embeddings = sglang_engine.EmbeddingInput(engine)
     await sglang_engine.warm_up(engine, embeddings, width=1)
     handler = DecodeHandler(
         *process.handler_args, embeddings=embeddings, admission=admission, refusals=refusals
     )
     handler.register_engine_routes(runtime)
+    handler.generate_endpoint = presence.listings[0]  # what it takes away while paused stays so
 
     def status() -> dict[str, Any]:
         return decode_status(engine, embeddings, refusals)
 
-    serve_status(runtime, status)
+    counted = presence.counted(status)
+    serve_status(runtime, counted)
     publish_metrics(
-        generate, status, server_args.served_model_name, f"{process.namespace}.{COMPONENT}"
+        generate, counted, server_args.served_model_name, f"{process.namespace}.{COMPONENT}"
     )
 
-    async def register() -> None:
+    async def list_model() -> None:
         await register_model_with_readiness_gate(
             engine,
             generate,
@@ -67,6 +71,9 @@ async def _serve(process: EngineProcess) -> None:
             worker_type=WorkerType.Decode,
             needs=[[WorkerType.Prefill]],
         )
+
+    async def register() -> None:
+        await list_model()
         runtime.set_health_status(True)
         logger.info("decode worker %s is ready", generate.connection_id())
 
@@ -79,4 +86,4 @@ async def _serve(process: EngineProcess) -> None:
         ),
         control.serve_endpoint(answer_probe, graceful_shutdown=True, metrics_labels=process.labels),
     )
-    await serve(endpoints, register())
+    await serve(endpoints, presence.keep(register, list_model))

@@ -28,6 +28,7 @@ from dynamo.sglang_mm_resume.workers.lifecycle import (
 )
 from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.pool import make_pool
+from dynamo.sglang_mm_resume.workers.presence import Presence
 from dynamo.sglang_mm_resume.workers.sglang_encoder import VisionEncoder, max_image_tokens
 
 logger = logging.getLogger(__name__)
@@ -92,12 +93,14 @@ async def _serve(
         ),
         receivers,
     )
-    endpoints.append(DrainFirst(handler.drain, [generate, control]))
-    serve_status(runtime, handler.status)
-    publish_metrics(generate, handler.status, server_args.served_model_name, prefix)
+    presence = Presence(generate, control)
+    endpoints.append(DrainFirst(handler.drain, presence.listings))
+    status = presence.counted(handler.status)
+    serve_status(runtime, status)
+    publish_metrics(generate, status, server_args.served_model_name, prefix)
     labels = [("model", layout.model), ("model_name", layout.model)]
 
-    async def register() -> None:
+    async def list_model() -> None:
         await register_model_with_readiness_gate(
             None,
             generate,
@@ -108,6 +111,9 @@ async def _serve(
             worker_type=WorkerType.Encode,
             needs=[[WorkerType.Prefill]],
         )
+
+    async def register() -> None:
+        await list_model()
         runtime.set_health_status(True)
         logger.info("encode worker %s is ready", generate.connection_id())
 
@@ -120,7 +126,7 @@ async def _serve(
                 handler.mm_transfer, graceful_shutdown=True, metrics_labels=labels
             ),
         )
-        await serve(served, register())
+        await serve(served, presence.keep(register, list_model))
     finally:
         await handler.close()
         await agent.stop()

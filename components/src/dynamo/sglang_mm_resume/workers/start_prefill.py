@@ -36,6 +36,7 @@ from dynamo.sglang_mm_resume.workers.prefill import (
     drain,
     prefill_status,
 )
+from dynamo.sglang_mm_resume.workers.presence import Presence
 from dynamo.sglang_mm_resume.workers.sglang_encoder import max_image_tokens
 from dynamo.sglang_mm_resume.workers.start_engine import EngineProcess, run_engine
 
@@ -108,7 +109,8 @@ async def _serve(process: EngineProcess) -> None:
         generate.connection_id(),
         sglang_engine.max_prompt_tokens(engine),
     )
-    process.shutdown_endpoints[:] = [DrainFirst(leave, [generate, control])]
+    presence = Presence(generate, control)
+    process.shutdown_endpoints[:] = [DrainFirst(leave, presence.listings)]
     handler_class = KvSourceHandler if has_decode_workers else PrefillHandler
     handler = handler_class(
         *process.handler_args,
@@ -120,15 +122,17 @@ async def _serve(process: EngineProcess) -> None:
         refusals=transfers.refusals,
     )
     handler.register_engine_routes(runtime)
+    handler.generate_endpoint = presence.listings[0]  # what it takes away while paused stays so
 
     def status() -> dict[str, Any]:
         state = prefill_status(settings, transfers, assembler, embeddings)
         return {**state, "engine_requests": sglang_engine.num_requests(engine)}
 
-    serve_status(runtime, status)
-    publish_metrics(generate, status, layout.model, f"{namespace}.{COMPONENT}")
+    counted = presence.counted(status)
+    serve_status(runtime, counted)
+    publish_metrics(generate, counted, layout.model, f"{namespace}.{COMPONENT}")
 
-    async def register() -> None:
+    async def list_model() -> None:
         await register_model_with_readiness_gate(
             engine,
             generate,
@@ -140,6 +144,9 @@ async def _serve(process: EngineProcess) -> None:
             # The gate is hard: with Encode here, text would stop with the last encode worker.
             needs=[[WorkerType.Decode if has_decode_workers else WorkerType.Aggregated]],
         )
+
+    async def register() -> None:
+        await list_model()
         runtime.set_health_status(True)
         logger.info("prefill worker %s is ready", generate.connection_id())
 
@@ -158,7 +165,7 @@ async def _serve(process: EngineProcess) -> None:
                 transfers.mm_transfer, graceful_shutdown=True, metrics_labels=process.labels
             ),
         )
-        await serve(endpoints, register())
+        await serve(endpoints, presence.keep(register, list_model))
     finally:
         heartbeat.cancel()
         await assembler.close()

@@ -28,6 +28,7 @@ from dynamo.sglang_mm_resume.workers.lifecycle import (
     serve_status,
     wait_for_role,
 )
+from dynamo.sglang_mm_resume.workers.presence import Presence
 from dynamo.sglang_mm_resume.workers.processor import Peers, Processor
 
 logger = logging.getLogger(__name__)
@@ -93,23 +94,17 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     name = config.served_model_name or config.model_path
     namespace = config.namespace
     generate = runtime.endpoint(f"{namespace}.{COMPONENT}.generate")
-    endpoints.append(generate)
+    presence = Presence(generate)
+    endpoints.extend(presence.listings)
     peers = await _connect(runtime, namespace)
     decode = await _decode_half(runtime, namespace) if config.decode_workers else None
     processor = Processor(settings, peers, image_token_id, _together(settings, peers, decode))
-    serve_status(runtime, processor.status)
-    publish_metrics(generate, processor.status, name, f"{namespace}.{COMPONENT}")
+    status = presence.counted(processor.status)
+    serve_status(runtime, status)
+    publish_metrics(generate, status, name, f"{namespace}.{COMPONENT}")
     labels = [("model", name), ("model_name", name)]
 
-    async def register() -> None:
-        # Served only when all are live; text goes on without encode workers afterwards.
-        for client in (peers.prefill, peers.prefill_transfer):
-            await wait_for_role(client, "a prefill")
-        for client in (peers.encode, peers.encode_transfer):
-            await wait_for_role(client, "an encode")
-        for client in (decode.generate, decode.control) if decode else ():
-            await wait_for_role(client, "a decode")
-        await _warm_up(processor)
+    async def list_model() -> None:
         await register_model(
             ModelInput.Tokens,
             parse_endpoint_types(config.endpoint_types),
@@ -122,6 +117,17 @@ async def worker(settings: Settings, rest: list[str]) -> None:
             worker_type=WorkerType.Aggregated,
             needs=[[WorkerType.Prefill, *([WorkerType.Decode] if decode else [])]],
         )
+
+    async def register() -> None:
+        # Served only when all are live; text goes on without encode workers afterwards.
+        for client in (peers.prefill, peers.prefill_transfer):
+            await wait_for_role(client, "a prefill")
+        for client in (peers.encode, peers.encode_transfer):
+            await wait_for_role(client, "an encode")
+        for client in (decode.generate, decode.control) if decode else ():
+            await wait_for_role(client, "a decode")
+        await _warm_up(processor)
+        await list_model()
         runtime.set_health_status(True)
         logger.info("processor %s serves %s", generate.connection_id(), name)
 
@@ -129,7 +135,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
         endpoint = generate.serve_endpoint(
             processor.generate, graceful_shutdown=True, metrics_labels=labels
         )
-        await serve([endpoint], register())
+        await serve([endpoint], presence.keep(register, list_model))
     finally:
         runtime.set_health_status(False)
         await processor.finish()
