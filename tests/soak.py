@@ -179,7 +179,7 @@ class Soak:
         if "processor" not in self._starting:
             faults.append(("processor hung", lambda: self._pause("processor"), 1))
         if not self._starting:  # the processor waits for all others when it starts
-            faults.append(("processor killed", lambda: self._kill("processor"), 1))
+            faults.append(("processor killed", lambda: self._kill("processor"), 2))
         for role in ("encode", "prefill"):
             up = [n for n in self._stack.worker_urls if n.startswith(role)]
             up = [name for name in up if name not in self._starting]
@@ -270,9 +270,9 @@ def _outcome(question: Question, answer: Answer) -> str:
         return "bad request refused"
     if answer.ok:
         return "exact" if answer.token_ids == question.token_ids else "wrong"
-    # 404: the processor was killed or lost, and with it the model's entry.
+    # 404: the processor was killed or lost, and with it the model's entry. 504: it hung.
     code = (answer.error or {}).get("code", answer.status)
-    if code in (503, 404) and answer.finish_reason is None:
+    if code in (503, 504, 404) and answer.finish_reason is None:
         return "refused" if answer.status != 200 else "broken off with an error"
     return "unexpected"
 

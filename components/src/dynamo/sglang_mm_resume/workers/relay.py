@@ -18,8 +18,8 @@ from aiohttp import hdrs, web
 from multidict import CIMultiDict
 from yarl import URL
 
-#: Statuses that mean "later": too many requests, unavailable, and Dynamo's own for overload.
-RETRY_STATUSES: Final = frozenset({429, 503, 529})
+#: Statuses that mean "later": too many requests, unavailable, not taken in time, overloaded.
+RETRY_STATUSES: Final = frozenset({429, 503, 504, 529})
 
 # RFC 9110, section 7.6.1: these belong to one connection. `Expect` is answered here.
 _HOP_BY_HOP: Final = frozenset(
