@@ -12,7 +12,7 @@ import time
 
 import torch
 
-from tests.support.holds import POLL_S, Moment, is_held
+from tests.support.holds import POLL_S, Moment, arrive, is_held
 
 if __name__ == "__main__":
     from dynamo.sglang_mm_resume.core.messages import Chunk
@@ -25,6 +25,7 @@ if __name__ == "__main__":
 
     def encode_when_let(self: VisionEncoder, prepared: Prepared) -> torch.Tensor:
         """Runs in the tower's thread, as what it stands for cannot be interrupted either."""
+        arrive(Moment.IN_THE_TOWER)
         while is_held(Moment.IN_THE_TOWER):
             time.sleep(POLL_S)
         return encode(self, prepared)
@@ -33,8 +34,10 @@ if __name__ == "__main__":
         self: Writer, outgoing: Outgoing, rows: torch.Tensor, chunk: Chunk
     ) -> None:
         """The first chunk at once; a transfer that is given up does not wait."""
-        while chunk.first_token and is_held(Moment.BETWEEN_ROUNDS) and not outgoing.closed.is_set():
-            await asyncio.sleep(POLL_S)
+        if chunk.first_token:
+            arrive(Moment.BETWEEN_ROUNDS)
+            while is_held(Moment.BETWEEN_ROUNDS) and not outgoing.closed.is_set():
+                await asyncio.sleep(POLL_S)
         await write_chunk(self, outgoing, rows, chunk)
 
     VisionEncoder._encode = encode_when_let  # type: ignore[method-assign]

@@ -32,13 +32,19 @@ class Moment(StrEnum):
     """The first chunk is written, and no further one is posted."""
 
 
+def arrive(moment: Moment) -> None:
+    """Say that this process has come here."""
+    with (_folder() / f"{moment}@{os.getpid()}").open("a") as visits:
+        visits.write("1")
+
+
 def is_held(moment: Moment) -> bool:
-    """Whether this process is to stand still here; says that it has come here."""
-    folder = Path(os.environ[FOLDER_ENV])
-    held = (folder / moment).exists()
-    if held:
-        (folder / f"{moment}@{os.getpid()}").touch()
-    return held
+    """Whether this process is to stand still here."""
+    return (_folder() / moment).exists()
+
+
+def _folder() -> Path:
+    return Path(os.environ[FOLDER_ENV])
 
 
 class Hold:
@@ -51,7 +57,7 @@ class Hold:
 
     def begin(self) -> None:
         """Whoever comes to the moment waits from now on."""
-        for arrival in self._folder.glob(f"{self._moment}@*"):
+        for arrival in self._arrivals():
             arrival.unlink()
         (self._folder / self._moment).touch()
 
@@ -66,12 +72,17 @@ class Hold:
         )
         return self._arrived()[0]
 
+    @property
+    def visits(self) -> int:
+        """How often workers have come there since the beginning."""
+        return sum(file.stat().st_size for file in self._arrivals())
+
     def _arrived(self) -> list[str]:
-        return [
-            process.name
-            for process in self._stack.processes
-            if (self._folder / f"{self._moment}@{process.pid}").exists()
-        ]
+        pids = {int(file.name.partition("@")[2]) for file in self._arrivals()}
+        return [process.name for process in self._stack.processes if process.pid in pids]
+
+    def _arrivals(self) -> list[Path]:
+        return list(self._folder.glob(f"{self._moment}@*"))
 
 
 @contextmanager
