@@ -134,8 +134,9 @@ class Graph:
         refusing(Reason.OVERLOADED),
         refusing(Reason.FAILED),
         refusing(Reason.INTERNAL),
+        refusing(Reason.DUPLICATE),
     ],
-    ids=["dies", "dies-late", "hangs", "overloaded", "failed", "internal"],
+    ids=["dies", "dies-late", "hangs", "overloaded", "failed", "internal", "duplicate"],
 )
 async def test_an_item_goes_to_another_encode_worker_as_a_transfer_of_its_own(
     fault: Answers,

@@ -40,7 +40,7 @@ class Reason(StrEnum):
     TIMEOUT = "timeout"  # no block became free in time: try again later
     TOO_LONG = "too_long"  # the embedding can never fit (index-based slots, context length)
     UNKNOWN_TRANSFER = "unknown_transfer"  # no live transfer of that name: it was given up
-    DUPLICATE = "duplicate"  # a transfer id was used twice; retries need a fresh one
+    DUPLICATE = "duplicate"  # a transfer id was used before, or given up before it began
     BAD_REQUEST = "bad_request"  # the media or the prompt is wrong: the client must change it
     INTERNAL = "internal"  # a worker failed at its own work: a bug or a lack, seen in its log
     PROTOCOL = "protocol"  # a peer broke the protocol: a bug, not the client's fault
@@ -48,7 +48,8 @@ class Reason(StrEnum):
     CORRUPT = "corrupt"  # rows arrived that were not sent, or are no numbers: likewise
 
 
-#: Refusals that another worker, or the same one a moment later, might not give.
+#: Refusals that another worker, or the same one a moment later, might not give. `DUPLICATE`: who
+#: tries again has a fresh id.
 RETRYABLE = frozenset(
     {
         Reason.OVERLOADED,
@@ -56,6 +57,7 @@ RETRYABLE = frozenset(
         Reason.FAILED,
         Reason.CORRUPT,
         Reason.UNKNOWN_TRANSFER,
+        Reason.DUPLICATE,
     }
 )
 
