@@ -13,7 +13,8 @@ import pytest
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, Refused, TransferFailed
 from dynamo.sglang_mm_resume.core.messages import Done, dump
-from dynamo.sglang_mm_resume.workers.disagg import Half, PrefillDecode
+from dynamo.sglang_mm_resume.workers.calls import Workers
+from dynamo.sglang_mm_resume.workers.disagg import PrefillDecode
 
 SETTINGS = Settings(heartbeat_interval_s=0.02, heartbeat_max_failures=2)
 DEADLINE_S = 3.0
@@ -109,8 +110,8 @@ class Graph:
         self.context = FakeContext()
         self.together = PrefillDecode(
             SETTINGS,
-            Half("prefill", self.prefill, FakePeer(PREFILL, prefill_control)),
-            Half("decode", self.decode, FakePeer(DECODE, decode_control)),
+            Workers("prefill", self.prefill, FakePeer(PREFILL, prefill_control), SETTINGS),
+            Workers("decode", self.decode, FakePeer(DECODE, decode_control), SETTINGS),
         )
 
     async def ask(self) -> list[dict[str, Any]]:

@@ -11,12 +11,11 @@ import asyncio
 import secrets
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused, TransferFailed
-from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, each_beside
+from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable, each_beside
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.errors import is_unavailable
@@ -30,28 +29,19 @@ DECODE_COMPONENT = "backend"
 ROOM_BITS = 63
 
 
-@dataclass(frozen=True, slots=True)
-class Half:
-    """Clients of one of the two roles."""
-
-    role: str
-    generate: Client
-    control: Client
-
-
 class PrefillDecode:
     """Lets a prefill worker and a decode worker answer a request together."""
 
-    def __init__(self, settings: Settings, prefill: Half, decode: Half) -> None:
-        self._prefill = Workers(prefill.role, prefill.generate, prefill.control, settings)
-        self._decode = Workers(decode.role, decode.generate, decode.control, settings)
+    def __init__(self, settings: Settings, prefill: Workers, decode: Workers) -> None:
+        self._prefill = prefill
+        self._decode = decode
         # By `generate`: a worker that drains leaves that first.
         self._decode_workers = LeastOutstanding(
             decode.generate,
             decode.role,
             settings.max_requests,
             settings.bootstrap_timeout_s,
-            self._decode.answers_ping,
+            decode.answers_ping,
         )
 
     async def close(self) -> None:

@@ -20,7 +20,8 @@ from dynamo.runtime import Context
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.metrics import publish_metrics
-from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT, Half, PrefillDecode
+from dynamo.sglang_mm_resume.workers.calls import Workers
+from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT, PrefillDecode
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     argument_errors,
     runtime_of,
@@ -97,7 +98,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     presence = Presence(generate)
     endpoints.extend(presence.listings)
     peers = await _connect(runtime, namespace)
-    decode = await _decode_half(runtime, namespace) if config.decode_workers else None
+    decode = await _decode_workers(settings, runtime, namespace) if config.decode_workers else None
     processor = Processor(settings, peers, image_token_id, _together(settings, peers, decode))
     status = presence.counted(processor.status)
     serve_status(runtime, status)
@@ -161,19 +162,20 @@ async def _connect(runtime: Any, namespace: str) -> Peers:
     )
 
 
-async def _decode_half(runtime: Any, namespace: str) -> Half:
+async def _decode_workers(settings: Settings, runtime: Any, namespace: str) -> Workers:
     component = f"{namespace}.{DECODE_COMPONENT}"
-    return Half(
+    return Workers(
         "decode",
         await runtime.endpoint(f"{component}.generate").client(),
         await runtime.endpoint(f"{component}.mm_transfer").client(),
+        settings,
     )
 
 
-def _together(settings: Settings, peers: Peers, decode: Half | None) -> PrefillDecode | None:
+def _together(settings: Settings, peers: Peers, decode: Workers | None) -> PrefillDecode | None:
     if decode is None:
         return None
-    prefill = Half("prefill", peers.prefill, peers.prefill_transfer)
+    prefill = Workers("prefill", peers.prefill, peers.prefill_transfer, settings)
     return PrefillDecode(settings, prefill, decode)
 
 
