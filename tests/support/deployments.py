@@ -92,6 +92,8 @@ FAULTS = Deployment(
         *("--mm-heartbeat-interval", "1"),
         *("--mm-resume-drain-s", "0.5"),
         "--mm-resume-checksum",
+        # The same pictures have to go through the tower again and again.
+        "--no-mm-resume-embedding-cache",
     ),
     prefill=(
         *("--context-length", str(CONTEXT_LENGTH)),

@@ -16,6 +16,7 @@ from tests.support.holds import POLL_S, Moment, arrive, is_held
 
 if __name__ == "__main__":
     from dynamo.sglang_mm_resume.core.messages import Chunk
+    from dynamo.sglang_mm_resume.transport.staging import Source
     from dynamo.sglang_mm_resume.transport.writer import Outgoing, Writer
     from dynamo.sglang_mm_resume.workers.run import run, sglang_help
     from dynamo.sglang_mm_resume.workers.sglang_encoder import Prepared, VisionEncoder
@@ -31,14 +32,14 @@ if __name__ == "__main__":
         return encode(self, prepared)
 
     async def write_when_let(
-        self: Writer, outgoing: Outgoing, rows: torch.Tensor, chunk: Chunk
+        self: Writer, outgoing: Outgoing, source: Source, chunk: Chunk
     ) -> None:
         """The first chunk at once; a transfer that is given up does not wait."""
         if chunk.first_token:
             arrive(Moment.BETWEEN_ROUNDS)
             while is_held(Moment.BETWEEN_ROUNDS) and not outgoing.closed.is_set():
                 await asyncio.sleep(POLL_S)
-        await write_chunk(self, outgoing, rows, chunk)
+        await write_chunk(self, outgoing, source, chunk)
 
     VisionEncoder._encode = encode_when_let  # type: ignore[method-assign]
     Writer.write_chunk = write_when_let  # type: ignore[method-assign]

@@ -84,5 +84,5 @@ def _leftovers(role: str, state: Status) -> Iterator[str]:
     if "pool" not in state:
         return
     pool = state["pool"]
-    if pool["free"] != pool["total"] or pool["held"] or pool["quarantined"]:
+    if pool["free"] + pool.get("cached", 0) != pool["total"]:
         yield f"not all blocks are free: {pool}"

@@ -15,6 +15,7 @@ from PIL import Image
 from dynamo.sglang_mm_resume.core.errors import Refused
 from dynamo.sglang_mm_resume.core.messages import Media
 from dynamo.sglang_mm_resume.workers.media import MediaLoader
+from tests.support.client import data_url
 
 LONG_S = 30.0
 BROKEN = Media(modality="image", url="data:image/png;base64," + "A" * 2000)
@@ -62,11 +63,15 @@ def no_more_files() -> Iterator[None]:
             os.close(descriptor)
 
 
-async def test_equal_pixels_have_equal_hashes_per_model(loader: MediaLoader) -> None:
-    white, also_white = (Image.new("RGB", (8, 8), "white") for _ in range(2))
+async def test_equal_bytes_have_equal_names_per_model(loader: MediaLoader) -> None:
     other_model = MediaLoader(ThreadPoolExecutor(1), "another model", LONG_S)
-    wide = Image.new("RGB", (16, 4), "white")
-    first = await loader.content_hash(white)
-    assert first == await loader.content_hash(also_white)
-    assert first != await loader.content_hash(wide)
-    assert first != await other_model.content_hash(white)
+    white, black = (_inline(Image.new("RGB", (8, 8), colour)) for colour in ("white", "black"))
+    first = await loader.fetch(white)
+    assert first == await loader.fetch(white)
+    names = {first.key, (await loader.fetch(black)).key, (await other_model.fetch(white)).key}
+    assert len(names) == 3
+    assert first.key.startswith(first.content_hash)
+
+
+def _inline(image: Image.Image) -> Media:
+    return Media(modality="image", url=data_url(image))

@@ -14,6 +14,8 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, ValidationInfo, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
+from dynamo.sglang_mm_resume.core.layout import MAX_CHUNK_BLOCKS
+
 
 @dataclass(frozen=True, slots=True)
 class SettingSpec:
@@ -158,8 +160,13 @@ CHUNK_BLOCKS = _new(
     "chunk_blocks",
     "blocks",
     "Blocks per posted NIXL write.",
-    # A posted write cannot be called back, so posts stay small: an expiry is then honoured soon.
-    maximum=16,
+    maximum=MAX_CHUNK_BLOCKS,
+)
+EMBEDDING_CACHE = _new(
+    "embedding_cache",
+    "yes or no",
+    "Encode worker: finished embeddings stay in the pool until their blocks are needed, so that "
+    "a picture which comes again is not encoded again.",
 )
 CHECKSUM = _new(
     "checksum",
@@ -213,6 +220,7 @@ class Settings(BaseModel):
     max_requests: Annotated[int, MAX_REQUESTS] = 512
     max_media_items: Annotated[int, MAX_MEDIA_ITEMS] = 64
     chunk_blocks: Annotated[int, CHUNK_BLOCKS] = 16
+    embedding_cache: Annotated[bool, EMBEDDING_CACHE] = True
     checksum: Annotated[bool, CHECKSUM] = False
     drain_s: Annotated[float, DRAIN] = 1.0
     shutdown_grace_s: Annotated[float, SHUTDOWN_GRACE] = 30.0

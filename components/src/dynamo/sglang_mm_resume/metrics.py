@@ -77,8 +77,8 @@ def _pool(pool: dict[str, int]) -> Iterator[Metric]:
     blocks = GaugeMetricFamily(
         PREFIX + "pool_blocks", "Blocks of the buffer pool, by state.", labels=["state"]
     )
-    for state in ("free", "held", "quarantined"):
-        blocks.add_metric([state], pool[state])
+    for state in ("free", "held", "cached", "quarantined"):
+        blocks.add_metric([state], pool.get(state, 0))
     yield blocks
     yield GaugeMetricFamily(PREFIX + "pool_size_blocks", "Blocks in all.", value=pool["total"])
     yield GaugeMetricFamily(

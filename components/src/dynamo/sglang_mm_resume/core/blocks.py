@@ -56,6 +56,10 @@ class BlockPool:
         self._peak_used = 0
 
     @property
+    def num_free(self) -> int:
+        return len(self._free)
+
+    @property
     def usable_blocks(self) -> int:
         """Blocks that are free or will be once their holders are done; quarantine is not."""
         return self.num_blocks - self._quarantined_blocks

@@ -15,6 +15,9 @@ from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 #: Raised whenever a message or the meaning of a field changes.
 PROTOCOL_VERSION: Final = 2
 
+#: Blocks of one chunk, at most (R8): a posted write cannot be called back, so posts stay small.
+MAX_CHUNK_BLOCKS: Final = 16
+
 #: Bytes per element of every dtype that may travel (R11: unchanged, never cast).
 ITEM_BYTES: Final = {"float32": 4, "bfloat16": 2, "float16": 2}
 

@@ -29,7 +29,12 @@ from dynamo.sglang_mm_resume.core.errors import (
     ResumeError,
     TransferFailed,
 )
-from dynamo.sglang_mm_resume.core.layout import PROTOCOL_VERSION, Layout, blocks_for
+from dynamo.sglang_mm_resume.core.layout import (
+    MAX_CHUNK_BLOCKS,
+    PROTOCOL_VERSION,
+    Layout,
+    blocks_for,
+)
 
 TransferId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[0-9A-Za-z_-]+$")]
 Tokens = Annotated[int, Field(ge=0)]
@@ -69,7 +74,7 @@ class Grant(Message):
     first_token: Tokens
     blocks: tuple[BlockIndex, ...] = Field(min_length=1)
     block_size: int = Field(gt=0)
-    chunk_blocks: int = Field(gt=0)
+    chunk_blocks: int = Field(gt=0, le=MAX_CHUNK_BLOCKS)
     valid_s: float = Field(gt=0, le=MAX_VALID_S)
     #: False for index-based slots: what does not fit this grant can never be sent.
     resumable: bool = True

@@ -49,6 +49,12 @@ class GrantQueue:
         """Forget a wish; unknown keys are ignored, as a wish may just have been served."""
         self._waiting.pop(key, None)
 
+    @property
+    def next_wish(self) -> int:
+        """Blocks that the next to be served waits for; 0 if nobody waits."""
+        head = self._head()
+        return 0 if head is None else self._wanted(head)
+
     def pump(self) -> list[tuple[str, Lease]]:
         """Serve the head of the queue as long as its whole wish fits."""
         served = []

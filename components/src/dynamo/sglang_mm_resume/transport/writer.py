@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""Drives the sending side: stages chunks in our own pool and writes them, around core/sender.py.
+"""Drives the sending side: writes chunks as grants allow, around core/sender.py.
 
-A chunk goes  embedding rows ─copy─▶ our blocks ─NIXL WRITE─▶ the receiver's blocks.  Our blocks are
-taken per chunk and only after the receiver's are granted, always in that order, so that nobody
+A chunk goes  embedding rows ─copy─▶ our blocks ─NIXL WRITE─▶ the receiver's blocks.  An embedding
+has our blocks at once or does not wait for them (transport/staging.py); blocks that are waited for
+are taken per piece and only after the receiver's are granted, always in that order, so that nobody
 who holds the one can wait for somebody who holds the other (R4).
 """
 
@@ -11,28 +12,30 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import torch
 
-from dynamo.sglang_mm_resume.core.blocks import BlockPool, Lease
+from dynamo.sglang_mm_resume.core.blocks import BlockPool
+from dynamo.sglang_mm_resume.core.cache import EmbeddingCache
 from dynamo.sglang_mm_resume.core.errors import (
     ProtocolError,
     Reason,
     Refused,
     TransferFailed,
 )
-from dynamo.sglang_mm_resume.core.messages import Chunk, Grant, Sent
-from dynamo.sglang_mm_resume.core.queue import GrantQueue
+from dynamo.sglang_mm_resume.core.layout import MAX_CHUNK_BLOCKS
+from dynamo.sglang_mm_resume.core.messages import Chunk, Grant, Sent, Sized
 from dynamo.sglang_mm_resume.core.sender import Sender
 from dynamo.sglang_mm_resume.core.transitions import Sending
 from dynamo.sglang_mm_resume.transport.checksum import checksum_of
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent, PeerLost
-from dynamo.sglang_mm_resume.transport.tasks import unless
+from dynamo.sglang_mm_resume.transport.staging import Source, Staged, StagingPool, Stored
+from dynamo.sglang_mm_resume.transport.tasks import Background, unless
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +54,19 @@ CLOSE_TIMEOUT_S: Final = 10.0
 #: Closed transfers that are remembered: an `Encode` that comes after its `Close` is refused.
 TOMBSTONES: Final = 4096
 
+#: Blocks that stored embeddings leave to those that are staged: two chunks of the largest kind.
+RESERVE_BLOCKS: Final = CHUNKS_UNDER_WAY * MAX_CHUNK_BLOCKS
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Consecutive blocks of a chunk that are written together."""
+
+    first_token: int
+    num_tokens: int
+    remote: tuple[int, ...]
+    is_last: bool
+
 
 @dataclass(slots=True)
 class WriterTotals:
@@ -61,72 +77,6 @@ class WriterTotals:
     bytes: int = 0
     write_seconds: float = 0.0
     failures: int = 0
-
-
-class StagingPool:
-    """Our own blocks, or turns to post, lent per chunk in order of arrival."""
-
-    def __init__(self, pool: BlockPool) -> None:
-        self.pool = pool
-        self._queue = GrantQueue(pool)
-        self._waiting: dict[str, asyncio.Future[Lease]] = {}
-        self._borrowers = 0
-
-    async def borrow(self, num_blocks: int) -> Lease:
-        """`num_blocks` blocks as soon as they are free; those before us come first."""
-        self._borrowers += 1
-        key = str(self._borrowers)
-        future: asyncio.Future[Lease] = asyncio.get_running_loop().create_future()
-        self._waiting[key] = future
-        self._queue.push(key, num_blocks)
-        self._serve()
-        try:
-            return await future
-        except asyncio.CancelledError:
-            self._queue.cancel(key)
-            if future.done() and not future.cancelled():
-                self.give_back(future.result())
-            else:
-                self._serve()  # those behind us may fit
-            raise
-        finally:
-            self._waiting.pop(key, None)
-
-    async def borrow_unless_over(
-        self, num_blocks: int, closed: asyncio.Event, deadline: float
-    ) -> Lease:
-        """`borrow`, but raises `TransferFailed` once `closed` is set or `deadline` has passed."""
-        borrowing = asyncio.ensure_future(self.borrow(num_blocks))
-        over = asyncio.ensure_future(closed.wait())
-        patience_s = max(0.0, deadline - time.monotonic())
-        try:
-            await asyncio.wait(
-                (borrowing, over), timeout=patience_s, return_when=asyncio.FIRST_COMPLETED
-            )
-        finally:
-            over.cancel()
-        if borrowing.done():
-            return borrowing.result()
-        borrowing.cancel()  # gives back what it may be lent in this very moment
-        await asyncio.gather(borrowing, return_exceptions=True)
-        why = "was closed" if closed.is_set() else "expired"
-        raise TransferFailed(f"the transfer {why} while its chunk waited to be posted")
-
-    def give_back(self, lease: Lease) -> None:
-        self.pool.release(lease)
-        self._serve()
-
-    @property
-    def is_idle(self) -> bool:
-        """Nobody has borrowed anything, and nobody waits."""
-        return not self._waiting and self.pool.stats().held == 0
-
-    def _serve(self) -> None:
-        for key, lease in self._queue.pump():
-            if self._waiting[key].cancelled():
-                self.give_back(lease)
-            else:
-                self._waiting[key].set_result(lease)
 
 
 class Outgoing:
@@ -150,18 +100,19 @@ class Outgoing:
         self._valid_s = grant.valid_s
         self._changed.set()
 
-    async def send(self, rows: torch.Tensor) -> AsyncIterator[Sent]:
+    async def send(self, rows: torch.Tensor | Stored) -> AsyncIterator[Sent]:
         """Write `rows`, `(total_tokens, width)`, as grants allow; report each filled grant.
 
         Raises `TransferFailed` if a grant expires, the peer is lost, or `close` is called.
         """
         self._require_open()
-        self.sender.encoded(len(rows))
+        source = rows if isinstance(rows, Stored) else self._writer.staged(rows)
+        self.sender.encoded(source.num_tokens)
         self._writer.expect(+1)
         under_way: deque[tuple[Chunk, asyncio.Task[None]]] = deque()
         try:
             while self.sender.state is not Sending.DONE:
-                self._start_writes(under_way, rows)
+                self._start_writes(under_way, source)
                 if not under_way:
                     await self._wait_for_change()
                     continue
@@ -230,7 +181,7 @@ class Outgoing:
             raise TransferFailed(f"no further grant came within {patience_s:g} s") from None
 
     def _start_writes(
-        self, under_way: "deque[tuple[Chunk, asyncio.Task[None]]]", rows: torch.Tensor
+        self, under_way: "deque[tuple[Chunk, asyncio.Task[None]]]", source: Source
     ) -> None:
         """Stage the next chunk while one is written. Each in a task of its own, which no
         cancelled request can orphan.
@@ -239,12 +190,11 @@ class Outgoing:
             chunk = self.sender.next_chunk(time.monotonic())
             if chunk is None:
                 return
-            part = rows[chunk.first_token : chunk.first_token + chunk.num_tokens]
-            write = asyncio.ensure_future(self._writer.write_chunk(self, part, chunk))
+            write = asyncio.ensure_future(self._writer.write_chunk(self, source, chunk))
             self._writes.add(write)
             write.add_done_callback(self._forget_write)
             under_way.append((chunk, write))
-            self._unreported_bytes += part.numel() * part.element_size()
+            self._unreported_bytes += chunk.num_tokens * self._writer.token_bytes
 
 
 class Writer:
@@ -259,11 +209,18 @@ class Writer:
         max_posts: int,
         drain_s: float,
         checksum: bool = False,
+        keep: bool = True,
     ) -> None:
-        """`max_posts`: writes posted at once per receiver, so that a hung one stalls no other."""
+        """`max_posts`: writes posted at once per receiver, so that a hung one stalls no other.
+
+        `keep`: embeddings stay in the pool for as long as there is room.
+        """
         self.totals = WriterTotals()
         self.expect = agent.expect
-        self.staging = StagingPool(pool)
+        self.reserve_blocks = min(RESERVE_BLOCKS, -(-pool.num_blocks // 2))
+        self.cache = EmbeddingCache(pool, self.reserve_blocks if keep else pool.num_blocks)
+        self.staging = StagingPool(pool, self.cache)
+        self._fills = Background()
         self._memory = memory
         self._agent = agent
         self._threads = threads
@@ -273,6 +230,31 @@ class Writer:
         self._turns: dict[str, StagingPool] = {}
         self._live: dict[str, Outgoing] = {}
         self._closed: OrderedDict[str, None] = OrderedDict()
+
+    @property
+    def token_bytes(self) -> int:
+        return self._memory.layout.token_bytes
+
+    def staged(self, rows: torch.Tensor) -> Staged:
+        """Rows that pass through borrowed blocks."""
+        return Staged(rows, self.staging, self._memory, self._threads, self.reserve_blocks)
+
+    def find(self, key: str) -> Stored | None:
+        """What has been stored under `key`, pinned: `unpin` it."""
+        entry = self.cache.find(key)
+        if entry is None:
+            return None
+        return Stored(entry, self.cache, self.staging, self._memory, is_filled=True)
+
+    def store(self, key: str, sized: Sized, rows: torch.Tensor) -> Stored | None:
+        """Begin to copy `rows` into blocks of their own. Pinned: `unpin` it. `None`: no room."""
+        entry = self.cache.allocate(key, sized)
+        if entry is None:
+            return None
+        stored = Stored(entry, self.cache, self.staging, self._memory, is_filled=False)
+        stored.pin()  # for `fill`, which goes on if nobody wants the rows any more
+        self._fills.start(stored.fill(rows, self._threads))
+        return stored
 
     @property
     def live(self) -> dict[str, Sending]:
@@ -319,39 +301,37 @@ class Writer:
         closing = [asyncio.ensure_future(self.close(name)) for name in self._live]
         if closing:
             await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_S)
+        await self._fills.finish()
 
-    async def write_chunk(self, outgoing: Outgoing, rows: torch.Tensor, chunk: Chunk) -> None:
-        """Stage and write one chunk; its notice leaves with its last piece.
+    async def write_chunk(self, outgoing: Outgoing, source: Source, chunk: Chunk) -> None:
+        """Write one chunk; its notice leaves with its last piece.
 
-        A pool smaller than a chunk stages it in pieces. They are written one after the other,
-        because NIXL does not order notifications of different writes. What waits, waits until the
-        grant expires or the transfer is closed; what is posted, ends by itself.
+        Pieces are written one after the other, because NIXL does not order notifications of
+        different writes. What waits, waits until the grant expires or the transfer is closed; what
+        is posted, ends by itself.
         """
-        size = min(len(chunk.blocks), self.staging.pool.num_blocks)
-        checksum = await self._in_thread(checksum_of, rows) if self.checksum else None
+        checksum = await self._checksum(source, chunk) if self.checksum else None
         notice = outgoing.sender.notice(chunk, checksum).model_dump_json().encode()
         deadline = outgoing.sender.deadline_of(chunk)
         turns = self._turns_of(outgoing.agent)
         turn = await turns.borrow_unless_over(1, outgoing.closed, deadline)
         try:
             started = time.monotonic()
-            for first in range(0, len(chunk.blocks), size):
-                remote = chunk.blocks[first : first + size]
-                last = first + size >= len(chunk.blocks)
-                begin = first * self._memory.layout.block_size
-                piece = rows[begin : begin + len(remote) * self._memory.layout.block_size]
-                payload = notice if last else b""
-                await self._write_piece(outgoing, piece, remote, payload, deadline)
+            for piece in _pieces(chunk, source.max_blocks, self._memory.layout.block_size):
+                await self._write_piece(outgoing, source, piece, notice, deadline)
             self.totals.chunks += 1
-            self.totals.bytes += rows.numel() * rows.element_size()
+            self.totals.bytes += chunk.num_tokens * self.token_bytes
             self.totals.write_seconds += time.monotonic() - started
         finally:
             turns.give_back(turn)
             if turns.is_idle:  # receivers come and go
                 self._turns.pop(outgoing.agent, None)
 
-    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+    async def _checksum(self, source: Source, chunk: Chunk) -> int:
+        def compute() -> int:
+            return checksum_of(source.rows(chunk.first_token, chunk.num_tokens))
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads, compute)
 
     def _turns_of(self, agent: str) -> StagingPool:
         if agent not in self._turns:
@@ -359,20 +339,23 @@ class Writer:
         return self._turns[agent]
 
     async def _write_piece(
-        self,
-        outgoing: Outgoing,
-        rows: torch.Tensor,
-        remote: tuple[int, ...],
-        payload: bytes,
-        deadline: float,
+        self, outgoing: Outgoing, source: Source, piece: _Piece, notice: bytes, deadline: float
     ) -> None:
-        lease = await self.staging.borrow_unless_over(len(remote), outgoing.closed, deadline)
+        span = (piece.first_token, piece.num_tokens, outgoing.closed, deadline)
         try:
-            await self._in_thread(self._memory.scatter, rows, lease.blocks)
-            await self._agent.write(outgoing.agent, lease.blocks, remote, payload, deadline)
+            async with source.blocks(*span) as local:
+                payload = notice if piece.is_last else b""
+                await self._agent.write(outgoing.agent, local, piece.remote, payload, deadline)
         except TransferFailed:
             self.totals.failures += 1
             raise
-        finally:
-            # The write has ended, well or badly: our blocks are nobody's source any more.
-            self.staging.give_back(lease)
+
+
+def _pieces(chunk: Chunk, max_blocks: int, block_size: int) -> Iterator[_Piece]:
+    """Cut a chunk where our own blocks do not suffice for all of it at once."""
+    end_token = chunk.first_token + chunk.num_tokens
+    for first in range(0, len(chunk.blocks), max_blocks):
+        remote = chunk.blocks[first : first + max_blocks]
+        first_token = chunk.first_token + first * block_size
+        num_tokens = min(len(remote) * block_size, end_token - first_token)
+        yield _Piece(first_token, num_tokens, remote, first_token + num_tokens == end_token)

@@ -37,6 +37,7 @@ class NoneAlive(Refused):
 class _Waiter:
     chosen: "asyncio.Future[int]"
     without: Collection[int]
+    favourite: int | None
 
 
 class LeastOutstanding:
@@ -60,15 +61,19 @@ class LeastOutstanding:
 
     @asynccontextmanager
     async def borrow(
-        self, wanted: int | None = None, without: Collection[int] = ()
+        self,
+        wanted: int | None = None,
+        without: Collection[int] = (),
+        favourite: int | None = None,
     ) -> AsyncIterator[int]:
         """The id of the instance to use, counted until the block ends.
 
-        `wanted` leaves no choice, `without` are not chosen. Raises `NoneAlive`, or `Refused` if
-        none of them has room in time; who came first gets room first.
+        `wanted` leaves no choice, `without` are not chosen, a `favourite` is where it has room.
+        Raises `NoneAlive`, or `Refused` if none of them has room in time; who came first gets room
+        first.
         """
         if wanted is None:
-            instance_id = await self._wait_for_room(without)
+            instance_id = await self._wait_for_room(without, favourite)
         else:
             instance_id = wanted
             self._outstanding[instance_id] += 1
@@ -111,8 +116,8 @@ class LeastOutstanding:
         """Pieces of work lent out, and those that wait for an instance."""
         return self._outstanding.total() + len(self._waiting)
 
-    async def _wait_for_room(self, without: Collection[int]) -> int:
-        waiter = _Waiter(asyncio.get_running_loop().create_future(), without)
+    async def _wait_for_room(self, without: Collection[int], favourite: int | None) -> int:
+        waiter = _Waiter(asyncio.get_running_loop().create_future(), without, favourite)
         self._waiting.append(waiter)
         self._serve()
         try:
@@ -153,7 +158,7 @@ class LeastOutstanding:
         """Give what room there is to those who wait, in the order in which they came."""
         for waiter in list(self._waiting):
             try:
-                chosen = self._choose(waiter.without)
+                chosen = self._choose(waiter.without, waiter.favourite)
             except NoneAlive as error:
                 self._waiting.remove(waiter)
                 waiter.chosen.set_exception(error)
@@ -165,8 +170,8 @@ class LeastOutstanding:
                 self._outstanding[chosen] += 1
                 waiter.chosen.set_result(chosen)
 
-    def _choose(self, without: Collection[int]) -> int | None:
-        """The instance with the least work, or `None` if all have their fill."""
+    def _choose(self, without: Collection[int], favourite: int | None) -> int | None:
+        """The favourite, or the instance with the least work; `None` if all have their fill."""
         alive = self._alive(without)
         if not alive:
             raise NoneAlive(self._role)
@@ -175,6 +180,8 @@ class LeastOutstanding:
         instances = [i for i in with_room if self._avoided_until.get(i, 0.0) <= now] or with_room
         if not instances:
             return None
+        if favourite in instances:
+            return favourite
         self._turn += 1  # equals take turns, so that an idle graph uses all of its workers
         rotated = instances[self._turn % len(instances) :] + instances
         return min(rotated[: len(instances)], key=lambda i: self._outstanding[i])

@@ -7,7 +7,7 @@ import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.budget import PromptBudget
@@ -32,7 +32,6 @@ from dynamo.sglang_mm_resume.core.messages import (
     Ping,
     ReceiverName,
     Refusal,
-    Sized,
     Welcome,
     dump,
     parse,
@@ -41,20 +40,17 @@ from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.rpc import Client, ask
 from dynamo.sglang_mm_resume.transport.tasks import Background
 from dynamo.sglang_mm_resume.transport.writer import Outgoing, Writer
+from dynamo.sglang_mm_resume.workers.encodings import Encodings
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     Admission,
     RequestContext,
     RequestStopped,
     until_stopped,
 )
-from dynamo.sglang_mm_resume.workers.media import MediaLoader
+from dynamo.sglang_mm_resume.workers.media import MediaLoader, blaming
 from dynamo.sglang_mm_resume.workers.sglang_encoder import VisionEncoder
 
 logger = logging.getLogger(__name__)
-
-#: Pictures that are preprocessed ahead of the tower. Enough to keep it busy; more only take memory,
-#: 12 bytes a pixel.
-MAX_PREPARED: Final = 8
 
 
 class Receivers:
@@ -122,13 +118,12 @@ class EncodeHandler:
     ) -> None:
         self.refusals: Counter[str] = Counter()
         self._settings = settings
-        self._encoder = encoder
         self._media = media
+        self._encodings = Encodings(encoder, media, writer)
         self._writer = writer
         self._receivers = receivers
         self._background = Background()
         self._admission = Admission()
-        self._preparing = asyncio.Semaphore(MAX_PREPARED)
 
     async def generate(
         self, payload: Any, context: RequestContext
@@ -177,13 +172,19 @@ class EncodeHandler:
         """What operators and tests look at; every number is current."""
         return {
             "role": "encode",
-            "pool": asdict(self._writer.staging.pool.stats()),
+            "pool": self._pool_status(),
             "transfers": {k: v.value for k, v in self._writer.live.items()},
-            "totals": asdict(self._writer.totals),
+            "totals": {**asdict(self._writer.totals), **asdict(self._writer.cache.totals)},
             "refusals": dict(self.refusals),
             "tasks": len(self._background),
             "limits": self._settings.limits,
         }
+
+    def _pool_status(self) -> dict[str, int]:
+        """Blocks by state. `cached`: they hold embeddings, and are free for whoever needs them."""
+        stats = self._writer.staging.pool.stats()
+        cached = self._writer.cache.num_idle_blocks
+        return {**asdict(stats), "held": stats.held - cached, "cached": cached}
 
     def _refusal(self, error: ResumeError) -> Refusal:
         refusal = Refusal.of(error)
@@ -216,24 +217,18 @@ class EncodeHandler:
                 )
 
     async def _encode(self, message: Encode, outgoing: Outgoing) -> AsyncGenerator[Message, None]:
-        image = await outgoing.unless_closed(self._media.load(message.media))
-        await outgoing.unless_closed(self._preparing.acquire())
-        try:
-            prepared = await outgoing.unless_closed(self._encoder.prepare(image))
-            # Before the tower: it cannot be interrupted, and others wait for it.
-            budget = PromptBudget(message.prompt_tokens, message.max_prompt_tokens)
-            budget.add(prepared.total_tokens)
-            content_hash = await outgoing.unless_closed(self._media.content_hash(image))
-            del image  # what is held is bounded in sum
-            yield Sized(
-                total_tokens=prepared.total_tokens, grid=prepared.grid, content_hash=content_hash
-            )
-            rows = await outgoing.unless_closed(self._encoder.encode(prepared))
-            del prepared
-        finally:
-            self._preparing.release()
-        async for sent in outgoing.send(rows):
-            yield sent
+        with blaming(message.media):
+            content = await outgoing.unless_closed(self._media.fetch(message.media))
+            with self._encodings.of(content) as encoding:
+                del content  # what is held is bounded in sum
+                sized = await outgoing.unless_closed(encoding.sized())
+                # Before the tower: it cannot be interrupted, and others wait for it.
+                budget = PromptBudget(message.prompt_tokens, message.max_prompt_tokens)
+                budget.add(sized.total_tokens)
+                yield sized
+                rows = await outgoing.unless_closed(encoding.rows())
+                async for sent in outgoing.send(rows):
+                    yield sent
 
     async def _close_when_stopped(self, transfer_id: str, context: RequestContext) -> None:
         await context.async_killed_or_stopped()

@@ -60,6 +60,7 @@ from dynamo.sglang_mm_resume.transport.rpc import (
     each_within,
 )
 from dynamo.sglang_mm_resume.transport.tasks import Background
+from dynamo.sglang_mm_resume.workers.affinity import Affinity
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding, NoneAlive
 from dynamo.sglang_mm_resume.workers.calls import CONTROL_TIMEOUT_S, Workers
 
@@ -177,6 +178,7 @@ class HandOff:
         self._peers = peers
         self._prefill_workers = prefill_workers
         self._patience_s = settings.bootstrap_timeout_s + SLACK_S
+        self._affinity = Affinity()
         self._encode = Workers("encode", peers.encode, peers.encode_transfer, settings)
         # By `generate`: a worker that drains leaves that first, and stays reachable for control.
         self._encode_workers = LeastOutstanding(
@@ -221,7 +223,9 @@ class HandOff:
         tried: set[int] = set()
         while True:
             try:
-                async with self._encode_workers.borrow(item.encode, tried) as encode:
+                favourite = self._affinity.worker_of(item.media)
+                async with self._encode_workers.borrow(item.encode, tried, favourite) as encode:
+                    self._affinity.remember(item.media, encode)
                     await self._attempt(item, destination, encode)
                 break
             except NoneAlive as error:

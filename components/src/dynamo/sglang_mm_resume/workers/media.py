@@ -14,14 +14,16 @@ Nothing is shared between requests, so that a download ends with the request tha
 import asyncio
 import base64
 import errno
-import hashlib
 import io
 import re
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor
-from typing import Final
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from hashlib import sha256
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 from dynamo.common.http import (
@@ -50,13 +52,28 @@ MAX_PIXELS_HELD: Final = 2**30
 #: threads must be left for copies.
 MAX_DECODES: Final = 4
 
+T = TypeVar("T")
+
 _FORMATS: Final = ("JPEG", "PNG", "WEBP")
 _LACKS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC})
 _SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?[^\s'\"]*")  # user and password, query
 
 
-class _Unusable(Exception):
-    """The client's fault; the text says why and what to do."""
+class Unusable(Exception):
+    """The client's fault; the text says why and what to do, but not of which item."""
+
+
+@dataclass(frozen=True, slots=True)
+class Content:
+    """The bytes of a picture. `key`: 64 hex digits over them and what else decides an embedding."""
+
+    data: bytes = field(repr=False)
+    key: str
+
+    @property
+    def content_hash(self) -> str:
+        """What the engine calls the picture: equal ones share their KV."""
+        return self.key[:16]
 
 
 class MediaLoader:
@@ -79,59 +96,60 @@ class MediaLoader:
 
         Raises `Refused`: BAD_REQUEST says what is wrong, OVERLOADED where too much is held.
         """
-        loop = asyncio.get_running_loop()
-        try:
-            content = await self._content(media.url)
-            async with self._decoding:
-                return await loop.run_in_executor(self._threads, self._decode, content)
-        except _Unusable as error:
-            text = f"{_label(media.url)}: {_SECRETS.sub('', str(error))}"
-            raise Refused(Reason.BAD_REQUEST, text) from error
+        with blaming(media):
+            return await self.decode(await self.fetch(media))
 
-    async def content_hash(self, image: Image.Image) -> str:
-        """Sixteen hex digits over the pixels and the model: equal pictures share their KV."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, self._hash, image)
-
-    async def _content(self, url: str) -> bytes:
-        """The bytes of the picture. Raises `_Unusable`."""
+    async def fetch(self, media: Media) -> Content:
+        """The bytes of the picture. Raises `Unusable`."""
+        url = media.url
         try:
             scheme = urlsplit(f"{url.partition(':')[0]}:").scheme
             if scheme in ("", "file"):
-                raise _Unusable("local file access is not allowed: send a data URL")
+                raise Unusable("local file access is not allowed: send a data URL")
             content = await (self._inside(url) if scheme == "data" else self._fetched(url))
         except ValueError as error:  # the URL policy, and whatever parsers of URLs raise
-            raise _Unusable(str(error)[:300]) from error
-        if not content:
-            raise _Unusable("the picture is empty: send the whole file")
+            raise Unusable(str(error)[:300]) from error
+        if not content.data:
+            raise Unusable("the picture is empty: send the whole file")
         return content
 
-    async def _inside(self, url: str) -> bytes:
-        await validate_url(url, self._policy)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._threads, _data_of, url)
+    async def decode(self, content: Content) -> Image.Image:
+        """The picture, as of `load`. Raises `Unusable`, or `Refused` as OVERLOADED."""
+        async with self._decoding:
+            return await self._in_thread(self._decode, content.data)
 
-    async def _fetched(self, url: str) -> bytes:
+    async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+
+    def _named(self, data: bytes) -> Content:
+        return Content(data, sha256(self._identity + data).hexdigest())
+
+    async def _inside(self, url: str) -> Content:
+        await validate_url(url, self._policy)
+        return await self._in_thread(lambda: self._named(_data_of(url)))
+
+    async def _fetched(self, url: str) -> Content:
         limit_s = self._fetch_timeout_s
         try:
             # Dynamo's own limit begins anew with each redirect.
             async with asyncio.timeout(limit_s):
-                return await fetch_bytes(
+                data = await fetch_bytes(
                     url, limit_s, policy=self._policy, max_bytes=max_media_bytes()
                 )
         except (TimeoutError, HttpTimeoutError) as error:
-            raise _Unusable(f"did not arrive within {limit_s:g} s: send a data URL") from error
+            raise Unusable(f"did not arrive within {limit_s:g} s: send a data URL") from error
         except HttpStatusError as error:
-            raise _Unusable(f"its server answered with status {error.status}") from error
+            raise Unusable(f"its server answered with status {error.status}") from error
         except HttpConfigurationError:
             raise  # the operator's
         except HttpError as error:
             if _is_lack(error.__cause__):
                 raise
-            raise _Unusable("its server could not be reached, or broke off") from error
+            raise Unusable("its server could not be reached, or broke off") from error
+        return await self._in_thread(self._named, data)
 
     def _decode(self, content: bytes) -> Image.Image:
-        """Raises `_Unusable`, or `Refused` as OVERLOADED."""
+        """Raises `Unusable`, or `Refused` as OVERLOADED."""
         try:
             image = Image.open(io.BytesIO(content), formats=_FORMATS)
             width, height = image.size
@@ -148,22 +166,26 @@ class MediaLoader:
         except (Refused, MemoryError):
             raise
         except Image.UnidentifiedImageError as error:
-            raise _Unusable("cannot be decoded: send JPEG, PNG or WebP") from error
+            raise Unusable("cannot be decoded: send JPEG, PNG or WebP") from error
         except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
             text = f"the picture has more than {MAX_PIXELS} pixels: send a smaller one"
-            raise _Unusable(text) from error
+            raise Unusable(text) from error
         except Exception as error:  # broken data makes Pillow raise almost anything
             if _is_lack(error):
                 raise
             text = f"the picture is truncated or damaged ({error!s:.100}): send the whole file"
-            raise _Unusable(text) from error
+            raise Unusable(text) from error
         return rgb
 
-    def _hash(self, image: Image.Image) -> str:
-        digest = hashlib.sha256(self._identity)
-        digest.update(repr((image.mode, image.size)).encode())
-        digest.update(image.tobytes())
-        return digest.hexdigest()[:16]
+
+@contextmanager
+def blaming(media: Media) -> Iterator[None]:
+    """Turns `Unusable` into a `Refused` that names the item."""
+    try:
+        yield
+    except Unusable as error:
+        text = f"{_label(media.url)}: {_SECRETS.sub('', str(error))}"
+        raise Refused(Reason.BAD_REQUEST, text) from error
 
 
 class _PixelsHeld:
@@ -195,16 +217,16 @@ def _data_of(url: str) -> bytes:
     header, comma, data = url.partition(",")
     media_type, *parameters = header.partition(":")[2].lower().split(";")
     if not comma or not media_type.strip().startswith("image/"):
-        raise _Unusable("a data URL must be an image: data:image/png;base64,...")
+        raise Unusable("a data URL must be an image: data:image/png;base64,...")
     if "base64" not in parameters:
-        raise _Unusable("a data URL must be base64: data:image/png;base64,...")
+        raise Unusable("a data URL must be base64: data:image/png;base64,...")
     for escape, character in (("%2B", "+"), ("%2F", "/"), ("%3D", "=")):
         data = data.replace(escape, character).replace(escape.lower(), character)
     try:
         compact = data.encode("ascii").translate(None, b" \t\r\n\f")
         return base64.b64decode(compact, validate=True)
     except ValueError as error:
-        raise _Unusable(f"the data URL is not valid base64 ({error!s:.100})") from error
+        raise Unusable(f"the data URL is not valid base64 ({error!s:.100})") from error
 
 
 def _is_lack(error: BaseException | None) -> bool:

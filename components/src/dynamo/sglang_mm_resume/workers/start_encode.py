@@ -90,6 +90,7 @@ async def _serve(
             settings.queue_size,
             settings.drain_s,
             settings.checksum,
+            settings.embedding_cache,
         ),
         receivers,
     )
