@@ -30,6 +30,7 @@ DEFAULTS = {
     "max_encodes": 64,
     "max_media_items": 64,
     "chunk_blocks": 16,
+    "embedding_cache": True,
     "checksum": False,
     "drain_s": 1.0,
     "max_quarantined_fraction": 0.5,

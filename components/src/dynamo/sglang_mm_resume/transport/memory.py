@@ -6,20 +6,14 @@ Shape `(num_blocks, block_size, width)`. Copies block the calling thread, never 
 the drivers run them in their thread pool (R15).
 """
 
-import mmap
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 import torch
 
 from dynamo.sglang_mm_resume.core.layout import Layout
+from dynamo.sglang_mm_resume.transport.host_memory import HostMemory
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-#: Bytes from which an embedding's fresh host memory comes in huge pages. Touching 117 MB page by
-#: page took longer than both of its copies together: 117 ms, against 34 ms in huge pages.
-HUGE_PAGES_FROM: Final = 4 * 2**20
-PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
 def resolve_device(name: str) -> torch.device:
@@ -39,6 +33,7 @@ class PoolMemory:
         # empty, not zeros: host pages stay untouched until a block is first used.
         self.tensor = torch.empty(shape, dtype=DTYPES[layout.dtype], device=device)
         self.device = self.tensor.device
+        self._host = HostMemory()
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     @property
@@ -64,9 +59,7 @@ class PoolMemory:
         shape = (num_tokens, self.layout.width)
         if self._stream is not None:
             return torch.empty(shape, dtype=self.tensor.dtype, pin_memory=True)
-        if num_tokens * self.layout.token_bytes >= HUGE_PAGES_FROM:
-            return _in_huge_pages(shape, self.tensor.dtype)
-        return torch.empty(shape, dtype=self.tensor.dtype)
+        return self._host.empty(shape, self.tensor.dtype)
 
     def _copy(self, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
         if self._stream is None:
@@ -90,13 +83,6 @@ class PoolMemory:
             if stop > start:
                 yield slice(start, stop), run
             start = stop
-
-
-def _in_huge_pages(shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
-    """Fresh memory that the kernel hands out in huge pages, where it has them."""
-    memory = mmap.mmap(-1, shape[0] * shape[1] * dtype.itemsize, flags=PRIVATE)
-    memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=dtype).view(shape)
 
 
 def adjacent_runs(blocks: Sequence[int]) -> Iterator[range]:

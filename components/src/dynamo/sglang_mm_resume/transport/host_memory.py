@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Host memory for assembled embeddings, used again once nobody has the embedding any more.
+
+Fresh memory has to be cleared by the kernel first, which takes as long as the copy into it, or
+three times as long page by page: 117 MB took 12 ms into memory that was used before, 25 ms into
+fresh huge pages, 79 ms into fresh pages of 4 KiB.
+"""
+
+import mmap
+import threading
+import weakref
+from typing import Final
+
+import numpy as np
+import torch
+
+#: Bytes from which memory is worth keeping. What is smaller, malloc reuses by itself.
+WORTH_KEEPING: Final = 2**20
+#: Bytes that are kept without being used.
+MAX_KEPT: Final = 128 * 2**20
+#: A piece of memory serves what needs at least this part of it.
+MIN_FIT: Final = 0.9
+
+_PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+
+
+class HostMemory:
+    """Hands out tensors; takes their memory back when the last view of one is gone."""
+
+    def __init__(self, max_kept: int = MAX_KEPT) -> None:
+        self._max_kept = max_kept
+        self._kept: list[mmap.mmap] = []  # the longest unused first
+        # Tensors end in any thread, and garbage collection may end one inside of `_take`.
+        self._lock = threading.RLock()
+
+    @property
+    def num_kept_bytes(self) -> int:
+        with self._lock:
+            return sum(len(memory) for memory in self._kept)
+
+    def empty(self, shape: tuple[int, int], dtype: torch.dtype) -> torch.Tensor:
+        """A tensor of arbitrary contents."""
+        num_bytes = shape[0] * shape[1] * dtype.itemsize
+        if num_bytes < WORTH_KEEPING:
+            return torch.empty(shape, dtype=dtype)
+        memory = self._take(num_bytes) or _fresh(num_bytes)
+        # The tensor's storage holds this array, and nobody else does: it ends with the storage.
+        array = np.frombuffer(memory, np.uint8, num_bytes)
+        weakref.finalize(array, self._keep, memory).atexit = False
+        return torch.from_numpy(array).view(dtype).view(shape)
+
+    def _take(self, num_bytes: int) -> mmap.mmap | None:
+        with self._lock:
+            fitting = [m for m in self._kept if num_bytes <= len(m) <= num_bytes / MIN_FIT]
+            if not fitting:
+                return None
+            best = min(fitting, key=len)
+            self._kept.remove(best)
+            return best
+
+    def _keep(self, memory: mmap.mmap) -> None:
+        with self._lock:
+            self._kept.append(memory)
+            while self.num_kept_bytes > self._max_kept:
+                self._kept.pop(0)  # and with it its pages
+
+
+def _fresh(num_bytes: int) -> mmap.mmap:
+    """Memory that the kernel hands out in huge pages, where it has them."""
+    memory = mmap.mmap(-1, num_bytes, flags=_PRIVATE)
+    memory.madvise(mmap.MADV_HUGEPAGE)
+    return memory
