@@ -23,7 +23,7 @@ import uvloop
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.core.messages import PREFILL_REPLY, Hello, Welcome, dump, parse
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
-from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
+from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent, Write
 
 NUM_BLOCKS = 4
 DEADLINE_S = 30.0
@@ -100,7 +100,7 @@ class Peer:
         own = list(range(len(blocks)))
         memory.tensor[own] = element
         deadline = time.monotonic() + DEADLINE_S
-        await agent.write(receiver, own, blocks, notice.encode(), deadline)
+        await agent.write(receiver, Write(own, blocks, notice.encode(), deadline))
 
     async def _client(self, endpoint: str) -> Any:
         if endpoint not in self._clients:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
-from dynamo.sglang_mm_resume.transport.nixl_agent import PeerLost
+from dynamo.sglang_mm_resume.transport.nixl_agent import PeerLost, Write
 from tests.transport.pair import (
     DEADLINE_S,
     ReceivingSide,
@@ -31,7 +31,7 @@ async def test_callers_that_are_cancelled_do_not_stop_the_thread() -> None:
         for _ in range(50):
             connecting = asyncio.ensure_future(agent.connect(receiving.welcome))
             writes = asyncio.ensure_future(
-                agent.write(receiving.agent.name, [0], [0], b"", in_time())
+                agent.write(receiving.agent.name, Write([0], [0], b"", in_time()))
             )
             await asyncio.sleep(0)
             connecting.cancel()
@@ -47,10 +47,10 @@ async def test_a_write_that_comes_to_be_posted_too_late_is_not_posted() -> None:
     async with a_pair(2, 2, 2) as (receiving, writing):
         receiving.memory.tensor.fill_(1)
         writing.memory.tensor.fill_(2)
-        late = writing.agent.write(receiving.agent.name, [0], [0], b"", time.monotonic())
+        late = writing.agent.write(receiving.agent.name, Write([0], [0], b"", time.monotonic()))
         with pytest.raises(TransferFailed, match="expired"):
             await asyncio.wait_for(late, DEADLINE_S)
-        await writing.agent.write(receiving.agent.name, [1], [1], b"", in_time())
+        await writing.agent.write(receiving.agent.name, Write([1], [1], b"", in_time()))
         assert [float(block.max()) for block in receiving.memory.tensor] == [1, 2]
         assert writing.agent.is_connected(receiving.agent.name)
 
@@ -59,14 +59,14 @@ async def test_a_write_to_a_stranger_is_a_lost_peer() -> None:
     async with a_pair(2, 2, 2) as (_, writing):
         with pytest.raises(PeerLost, match="somebody is not connected"):
             await asyncio.wait_for(
-                writing.agent.write("somebody", [0], [0], b"x", in_time()), DEADLINE_S
+                writing.agent.write("somebody", Write([0], [0], b"x", in_time())), DEADLINE_S
             )
 
 
 async def test_a_write_outside_the_pool_fails_and_leaves_the_agent_usable() -> None:
     async with a_pair(2, 2, 2) as (receiving, writing):
         with pytest.raises(PeerLost, match="InvalidParam"):
-            write = writing.agent.write(receiving.agent.name, [0], [2], b"x", in_time())
+            write = writing.agent.write(receiving.agent.name, Write([0], [2], b"x", in_time()))
             await asyncio.wait_for(write, DEADLINE_S)
         assert not writing.agent.is_connected(receiving.agent.name)
         await asyncio.wait_for(writing.agent.connect(receiving.welcome), DEADLINE_S)
@@ -88,7 +88,9 @@ async def test_what_was_asked_before_a_stop_is_answered() -> None:
     await writing.start()
     await writing.agent.connect(receiving.welcome)
     writes = [
-        asyncio.ensure_future(writing.agent.write(receiving.agent.name, [0], [0], b"", in_time()))
+        asyncio.ensure_future(
+            writing.agent.write(receiving.agent.name, Write([0], [0], b"", in_time()))
+        )
         for _ in range(20)
     ]
     await asyncio.sleep(0)
@@ -124,6 +126,6 @@ async def test_a_handle_that_cannot_be_released_does_not_lose_its_caller(
         nixl = writing.agent._agent
         make = nixl.make_prepped_xfer
         monkeypatch.setattr(nixl, "make_prepped_xfer", lambda *a: StubbornHandle(make(*a)))
-        write = writing.agent.write(receiving.agent.name, [0], [0], b"", in_time())
+        write = writing.agent.write(receiving.agent.name, Write([0], [0], b"", in_time()))
         await asyncio.wait_for(write, DEADLINE_S)
         assert writing.agent.num_in_flight == 0

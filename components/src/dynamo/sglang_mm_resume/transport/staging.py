@@ -9,10 +9,10 @@ blocks that are borrowed until it is written.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
-from concurrent.futures import Executor
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Final
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -21,9 +21,6 @@ from dynamo.sglang_mm_resume.core.cache import CacheEntry, EmbeddingCache
 from dynamo.sglang_mm_resume.core.errors import TransferFailed
 from dynamo.sglang_mm_resume.core.queue import GrantQueue
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
-
-#: Bytes that are copied between two reports that more rows are in their blocks.
-FILL_STEP: Final = 2**20
 
 
 class StagingPool:
@@ -61,6 +58,8 @@ class StagingPool:
         self, num_blocks: int, closed: asyncio.Event, deadline: float
     ) -> Lease:
         """`borrow`, but raises `TransferFailed` once `closed` is set or `deadline` has passed."""
+        if (lease := self._at_once(num_blocks)) is not None:
+            return lease
         borrowing = asyncio.ensure_future(self.borrow(num_blocks))
         over = asyncio.ensure_future(closed.wait())
         patience_s = max(0.0, deadline - time.monotonic())
@@ -91,6 +90,12 @@ class StagingPool:
         """Nobody has borrowed anything, and nobody waits."""
         return not self._waiting and self.pool.stats().held == 0
 
+    def _at_once(self, num_blocks: int) -> Lease | None:
+        """The rule: two tasks and a wait cost more than a small embedding's copy."""
+        if self._cache is not None and not len(self._queue):
+            self._cache.make_room(num_blocks)
+        return self._queue.try_now("", num_blocks)
+
     def _serve_once(self) -> bool:
         if self._cache is not None:
             self._cache.make_room(self._queue.next_wish)
@@ -103,16 +108,21 @@ class StagingPool:
         return bool(served)
 
 
+@dataclass(frozen=True, slots=True)
+class Lent:
+    """Blocks of ours to write from, once `load` has run: in the thread that writes, so that the
+    rows are still in its processor's cache when they are written.
+    """
+
+    blocks: tuple[int, ...]
+    load: Callable[[], None]
+
+
 class Staged:
     """Rows, `(num_tokens, width)`, that pass through borrowed blocks."""
 
     def __init__(
-        self,
-        rows: torch.Tensor,
-        staging: StagingPool,
-        memory: PoolMemory,
-        threads: Executor,
-        max_blocks: int,
+        self, rows: torch.Tensor, staging: StagingPool, memory: PoolMemory, max_blocks: int
     ) -> None:
         """`max_blocks`: the most that may be borrowed at once."""
         self.num_tokens = len(rows)
@@ -120,17 +130,16 @@ class Staged:
         self._rows = rows
         self._staging = staging
         self._memory = memory
-        self._threads = threads
 
     def rows(self, first_token: int, num_tokens: int) -> torch.Tensor:
         """Some rows, for their checksum."""
         return self._rows[first_token : first_token + num_tokens]
 
     @asynccontextmanager
-    async def blocks(
+    async def lend(
         self, first_token: int, num_tokens: int, closed: asyncio.Event, deadline: float
-    ) -> AsyncIterator[tuple[int, ...]]:
-        """Blocks of ours that hold these rows until the context ends.
+    ) -> AsyncIterator[Lent]:
+        """Blocks for these rows, nobody else's until the context ends.
 
         Raises `TransferFailed` once `closed` is set or `deadline` has passed.
         """
@@ -138,9 +147,7 @@ class Staged:
         num_blocks = self._memory.layout.blocks_for(num_tokens)
         lease = await self._staging.borrow_unless_over(num_blocks, closed, deadline)
         try:
-            loop = asyncio.get_running_loop()
-            await loop.run_in_executor(self._threads, self._memory.scatter, rows, lease.blocks)
-            yield lease.blocks
+            yield Lent(lease.blocks, partial(self._memory.scatter, rows, lease.blocks))
         finally:
             # The write has ended, well or badly: our blocks are nobody's source any more.
             self._staging.give_back(lease)
@@ -155,9 +162,9 @@ class Stored:
         cache: EmbeddingCache,
         staging: StagingPool,
         memory: PoolMemory,
-        is_filled: bool,
+        rows: torch.Tensor | None = None,
     ) -> None:
-        """`entry` is pinned for whoever makes this. Unless all rows are there, `fill` it."""
+        """`entry` is pinned for whoever makes this. `rows`: what is not in the blocks yet."""
         self.num_tokens = entry.sized.total_tokens
         self.sized = entry.sized
         self.max_blocks = len(entry.lease.blocks)
@@ -165,12 +172,13 @@ class Stored:
         self._cache = cache
         self._staging = staging
         self._memory = memory
-        self._filled = self.num_tokens if is_filled else 0
-        self._failure: Exception | None = None
-        self._advanced = asyncio.Event()
+        self._rows = rows
+        self._missing = set(entry.lease.blocks if rows is not None else ())
 
     def rows(self, first_token: int, num_tokens: int) -> torch.Tensor:
-        """A copy of some rows, for their checksum."""
+        """Some rows, for their checksum."""
+        if self._rows is not None:
+            return self._rows[first_token : first_token + num_tokens]
         rows = self._memory.empty_rows(num_tokens)
         self._memory.gather(self._blocks(first_token, num_tokens), rows)
         return rows
@@ -185,49 +193,27 @@ class Stored:
         self._staging.serve()
 
     @asynccontextmanager
-    async def blocks(
+    async def lend(
         self, first_token: int, num_tokens: int, closed: asyncio.Event, deadline: float
-    ) -> AsyncIterator[tuple[int, ...]]:
-        """As `Staged.blocks`; waits for rows that are on their way."""
+    ) -> AsyncIterator[Lent]:
+        """As of `Staged`; but the rows stay. Others find them as soon as all are there."""
         self.pin()
         try:
-            await self._filled_to(first_token + num_tokens)
-            yield self._blocks(first_token, num_tokens)
+            blocks = self._blocks(first_token, num_tokens)
+            yield Lent(blocks, partial(self._load, first_token, num_tokens))
         finally:
+            if not self._missing:
+                self._rows = None
+                self._cache.publish(self._entry)
             self.unpin()
 
-    async def fill(self, rows: torch.Tensor, threads: Executor) -> None:
-        """Copy `rows` in; then others may find them. Whoever waits for rows hears of a failure."""
-        loop = asyncio.get_running_loop()
-        try:
-            await loop.run_in_executor(threads, self._copy, rows, loop)
-            self._cache.publish(self._entry)
-        except Exception as error:
-            self._failure = error
-            raise
-        finally:
-            self._advanced.set()
-            self.unpin()
-
-    def _copy(self, rows: torch.Tensor, loop: asyncio.AbstractEventLoop) -> None:
-        """In a thread."""
-        layout = self._memory.layout
-        step = max(1, FILL_STEP // layout.block_bytes) * layout.block_size
-        for first in range(0, self.num_tokens, step):
-            part = rows[first : first + step]
-            self._memory.scatter(part, self._blocks(first, len(part)))
-            loop.call_soon_threadsafe(self._advance, first + len(part))
-
-    def _advance(self, num_tokens: int) -> None:
-        self._filled = num_tokens
-        self._advanced.set()
-
-    async def _filled_to(self, num_tokens: int) -> None:
-        while self._filled < num_tokens:
-            if self._failure is not None:
-                raise TransferFailed(f"the embedding could not be stored: {self._failure}")
-            self._advanced.clear()
-            await self._advanced.wait()
+    def _load(self, first_token: int, num_tokens: int) -> None:
+        """Copy what is not there. In the one thread that writes, whoever else wants the rows."""
+        blocks = self._blocks(first_token, num_tokens)
+        if self._rows is None or self._missing.isdisjoint(blocks):
+            return
+        self._memory.scatter(self._rows[first_token : first_token + num_tokens], blocks)
+        self._missing.difference_update(blocks)
 
     def _blocks(self, first_token: int, num_tokens: int) -> tuple[int, ...]:
         layout = self._memory.layout

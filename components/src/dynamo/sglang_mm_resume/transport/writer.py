@@ -33,9 +33,9 @@ from dynamo.sglang_mm_resume.core.sender import Sender
 from dynamo.sglang_mm_resume.core.transitions import Sending
 from dynamo.sglang_mm_resume.transport.checksum import checksum_of
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
-from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent, PeerLost
+from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent, PeerLost, Write
 from dynamo.sglang_mm_resume.transport.staging import Source, Staged, StagingPool, Stored
-from dynamo.sglang_mm_resume.transport.tasks import Background, unless
+from dynamo.sglang_mm_resume.transport.tasks import unless
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +220,6 @@ class Writer:
         self.reserve_blocks = min(RESERVE_BLOCKS, -(-pool.num_blocks // 2))
         self.cache = EmbeddingCache(pool, self.reserve_blocks if keep else pool.num_blocks)
         self.staging = StagingPool(pool, self.cache)
-        self._fills = Background()
         self._memory = memory
         self._agent = agent
         self._threads = threads
@@ -237,24 +236,21 @@ class Writer:
 
     def staged(self, rows: torch.Tensor) -> Staged:
         """Rows that pass through borrowed blocks."""
-        return Staged(rows, self.staging, self._memory, self._threads, self.reserve_blocks)
+        return Staged(rows, self.staging, self._memory, self.reserve_blocks)
 
     def find(self, key: str) -> Stored | None:
         """What has been stored under `key`, pinned: `unpin` it."""
         entry = self.cache.find(key)
         if entry is None:
             return None
-        return Stored(entry, self.cache, self.staging, self._memory, is_filled=True)
+        return Stored(entry, self.cache, self.staging, self._memory)
 
     def store(self, key: str, sized: Sized, rows: torch.Tensor) -> Stored | None:
-        """Begin to copy `rows` into blocks of their own. Pinned: `unpin` it. `None`: no room."""
+        """Blocks for all of `rows`, pinned: `unpin` them. `None`: no room."""
         entry = self.cache.allocate(key, sized)
         if entry is None:
             return None
-        stored = Stored(entry, self.cache, self.staging, self._memory, is_filled=False)
-        stored.pin()  # for `fill`, which goes on if nobody wants the rows any more
-        self._fills.start(stored.fill(rows, self._threads))
-        return stored
+        return Stored(entry, self.cache, self.staging, self._memory, rows)
 
     @property
     def live(self) -> dict[str, Sending]:
@@ -301,7 +297,6 @@ class Writer:
         closing = [asyncio.ensure_future(self.close(name)) for name in self._live]
         if closing:
             await asyncio.wait(closing, timeout=CLOSE_TIMEOUT_S)
-        await self._fills.finish()
 
     async def write_chunk(self, outgoing: Outgoing, source: Source, chunk: Chunk) -> None:
         """Write one chunk; its notice leaves with its last piece.
@@ -343,9 +338,15 @@ class Writer:
     ) -> None:
         span = (piece.first_token, piece.num_tokens, outgoing.closed, deadline)
         try:
-            async with source.blocks(*span) as local:
-                payload = notice if piece.is_last else b""
-                await self._agent.write(outgoing.agent, local, piece.remote, payload, deadline)
+            async with source.lend(*span) as local:
+                write = Write(
+                    local.blocks,
+                    piece.remote,
+                    notice if piece.is_last else b"",
+                    deadline,
+                    local.load,
+                )
+                await self._agent.write(outgoing.agent, write)
         except TransferFailed:
             self.totals.failures += 1
             raise
