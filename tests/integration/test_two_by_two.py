@@ -53,6 +53,20 @@ def test_pictures_of_one_request_meet_in_one_prefill_worker(
     assert sorted(served) == [0, len(images)]
 
 
+def test_a_picture_goes_where_it_was_encoded_before(stack: LocalStack, oracle: Oracle) -> None:
+    image = patchwork(350, *SIZES[0])
+    before = _encoded(stack)
+    for i in range(6):
+        other = patchwork(351 + i, *SIZES[0])  # behind another one, its KV is of no use
+        answer = _ask(stack, [other, image])
+        assert_exact(answer, oracle.generate([other, image], QUESTION, MAX_TOKENS))
+    assert _encoded(stack) - before == 7
+
+
+def _encoded(stack: LocalStack) -> int:
+    return sum(state["totals"]["encodes"] for state in statuses(stack, "encode"))
+
+
 def _served(stack: LocalStack, role: str) -> list[int]:
     return [state["totals"]["transfers"] for state in statuses(stack, role)]
 

@@ -60,6 +60,21 @@ async def test_the_one_with_least_to_do_is_next() -> None:
             assert await next_of(workers) != first
 
 
+async def test_a_favourite_is_chosen_while_it_can_be() -> None:
+    instances = Instances(1, 2)
+    workers = of(instances, limit=2)
+    async with workers.borrow(favourite=2) as first, workers.borrow(favourite=2) as second:
+        assert (first, second) == (2, 2)
+        async with workers.borrow(favourite=2) as third:
+            assert third == 1, "the favourite has its fill"
+    workers.avoid(2)
+    async with workers.borrow(favourite=2) as chosen:
+        assert chosen == 1, "the favourite has refused"
+    instances.ids = [1]
+    async with workers.borrow(favourite=2) as chosen:
+        assert chosen == 1, "the favourite has left"
+
+
 async def test_work_of_a_failed_request_is_not_counted_for_ever() -> None:
     workers = of(Instances(1, 2))
     for _ in range(5):

@@ -6,6 +6,7 @@ Shape `(num_blocks, block_size, width)`. Copies block the calling thread, never 
 the drivers run them in their thread pool (R15).
 """
 
+import ctypes
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -64,7 +65,7 @@ class PoolMemory:
     def _copy(self, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
         if self._stream is None:
             for target, source in pairs:
-                target.copy_(source)
+                _copy_on_host(target, source)
             return
         # NIXL and UCX know nothing of our streams: the bytes must be there when this returns.
         with torch.cuda.stream(self._stream):
@@ -83,6 +84,16 @@ class PoolMemory:
             if stop > start:
                 yield slice(start, stop), run
             start = stop
+
+
+def _copy_on_host(target: torch.Tensor, source: torch.Tensor) -> None:
+    """In this thread alone: torch would share the work with threads that have to be waited for,
+    which takes longer than the copy itself where cores are busy.
+    """
+    if not source.is_contiguous():
+        target.copy_(source)
+        return
+    ctypes.memmove(target.data_ptr(), source.data_ptr(), target.nbytes)
 
 
 def adjacent_runs(blocks: Sequence[int]) -> Iterator[range]:

@@ -174,7 +174,11 @@ class EncodeHandler:
             "role": "encode",
             "pool": self._pool_status(),
             "transfers": {k: v.value for k, v in self._writer.live.items()},
-            "totals": {**asdict(self._writer.totals), **asdict(self._writer.cache.totals)},
+            "totals": {
+                **asdict(self._writer.totals),
+                **asdict(self._writer.cache.totals),
+                **asdict(self._encodings.totals),
+            },
             "refusals": dict(self.refusals),
             "tasks": len(self._background),
             "limits": self._settings.limits,

@@ -5,8 +5,10 @@ finds the rows in the pool, and whoever comes meanwhile shares the work.
 """
 
 import asyncio
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -24,10 +26,22 @@ MAX_PREPARED: Final = 8
 Rows = torch.Tensor | Stored
 
 
+@dataclass(slots=True)
+class EncodeTotals:
+    """Counters since the start, for /metrics. `shared`: items that had no tower run of their own,
+    because an equal one was under way.
+    """
+
+    encodes: int = 0
+    encode_seconds: float = 0.0
+    shared: int = 0
+
+
 class Encodings:
     """All pictures that somebody wants encoded at this time, by content."""
 
     def __init__(self, encoder: VisionEncoder, media: MediaLoader, writer: Writer) -> None:
+        self.totals = EncodeTotals()
         self.encoder = encoder
         self.media = media
         self.writer = writer
@@ -40,6 +54,8 @@ class Encodings:
         encoding = self._live.get(content.key)
         if encoding is None or encoding.has_failed:
             encoding = self._live[content.key] = Encoding(content, self)
+        else:
+            self.totals.shared += 1
         encoding.num_users += 1
         try:
             yield encoding
@@ -112,7 +128,11 @@ class Encoding:
         if self._prepared is None:
             assert self._stored is not None
             return self._stored
+        totals = self._encodings.totals
+        started = time.monotonic()
         rows = await self._encodings.encoder.encode(self._prepared)
+        totals.encodes += 1
+        totals.encode_seconds += time.monotonic() - started
         self._prepared = None
         self._room.close()
         self._stored = self._encodings.writer.store(self._key, sized, rows)
