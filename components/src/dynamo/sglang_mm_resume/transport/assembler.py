@@ -202,7 +202,7 @@ class Assembler:
                 case GrantMade(transfer_id, grant):
                     self._hand_over(transfer_id, grant)
                 case CopyOut():
-                    self._background.start(self._copy_out(effect))
+                    self._copy_out(effect)
                 case Completed(transfer_id):
                     self._complete(transfer_id)
                 case Ended(transfer_id, error):
@@ -233,12 +233,16 @@ class Assembler:
         else:
             waits.granted.set_result(grant)
 
-    async def _copy_out(self, effect: CopyOut) -> None:
+    def _copy_out(self, effect: CopyOut) -> None:
+        """At once: a task that starts it would come two turns of the loop later."""
         waits = self._waits.get(effect.transfer_id)
-        if waits is None:
-            return
+        if waits is not None:
+            copy = self._loop.run_in_executor(self._threads, self._gather, waits, effect)
+            self._background.start(self._copied(effect, copy))
+
+    async def _copied(self, effect: CopyOut, copy: "asyncio.Future[None]") -> None:
         try:
-            await self._loop.run_in_executor(self._threads, self._gather, waits, effect)
+            await copy
         except Refused as error:
             now = time.monotonic()
             self._perform(self.receiver.abort(effect.transfer_id, False, error, now))

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from dynamo.sglang_mm_resume.core.layout import Layout
-from dynamo.sglang_mm_resume.transport.host_memory import HostMemory
+from dynamo.sglang_mm_resume.transport.host_memory import HostMemory, populated
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -30,9 +30,12 @@ class PoolMemory:
     def __init__(self, layout: Layout, num_blocks: int, device: torch.device) -> None:
         self.layout = layout
         self.num_blocks = num_blocks
+        dtype = DTYPES[layout.dtype]
         shape = (num_blocks, layout.block_size, layout.width)
-        # empty, not zeros: host pages stay untouched until a block is first used.
-        self.tensor = torch.empty(shape, dtype=DTYPES[layout.dtype], device=device)
+        if device.type == "cpu":
+            self.tensor = populated(num_blocks * layout.block_bytes).view(dtype).view(shape)
+        else:
+            self.tensor = torch.empty(shape, dtype=dtype, device=device)
         self.device = self.tensor.device
         self._host = HostMemory()
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None

@@ -35,12 +35,9 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 OnNotice = Callable[[str, bytes], None]
 
-#: Seconds between polls right after something has happened: a chunk that is written needs a poll of
-#: its receiver, one of its writer, and another of its receiver until it is known.
-HOT_POLL_S: Final = 0.00005
-#: Seconds for which polls stay as frequent as that.
-HOT_S: Final = 0.003
-#: Seconds between polls while a transfer is live, but nothing happens.
+#: Seconds between polls while a transfer is live. A chunk that is written needs a poll of its
+#: receiver, one of its writer, and another of its receiver until it is known; more frequent ones
+#: take more time from the copies than they save.
 BUSY_POLL_S: Final = 0.0002
 #: Seconds between polls while nothing is expected: keeps connections alive at no visible cost.
 IDLE_POLL_S: Final = 0.05
@@ -214,8 +211,6 @@ class NixlAgent:
 
     def _poll_interval(self) -> float:
         quiet_s = time.monotonic() - self._active_at
-        if quiet_s < HOT_S:
-            return HOT_POLL_S
         busy = self._expecting > 0 or self._flights or quiet_s < LINGER_S
         return BUSY_POLL_S if busy else IDLE_POLL_S
 
