@@ -41,8 +41,9 @@ logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
-#: One chunk is written while the next is staged; more would only hold blocks.
-CHUNKS_UNDER_WAY: Final = 2
+#: Chunks of a transfer that are on their way to be posted: one is written, the others are there
+#: when the thread that writes comes to them. More would only hold blocks.
+CHUNKS_UNDER_WAY: Final = 3
 
 #: A transfer without a grant waits for so many validities of its last one: a receiver gives up one
 #: that drains, and one that queues, after one validity each.
@@ -55,7 +56,7 @@ CLOSE_TIMEOUT_S: Final = 10.0
 TOMBSTONES: Final = 4096
 
 #: Blocks that stored embeddings leave to those that are staged: two chunks of the largest kind.
-RESERVE_BLOCKS: Final = CHUNKS_UNDER_WAY * MAX_CHUNK_BLOCKS
+RESERVE_BLOCKS: Final = 2 * MAX_CHUNK_BLOCKS
 
 
 @dataclass(frozen=True, slots=True)
