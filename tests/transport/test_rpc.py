@@ -18,7 +18,7 @@ from dynamo.sglang_mm_resume.core.messages import (
     Refusal,
     dump,
 )
-from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable, ask, each_within
+from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable, ask, each_while, each_within
 
 SHORT_S = 0.05
 LONG_S = 10.0
@@ -103,3 +103,89 @@ async def test_a_stream_that_falls_silent_ends_in_an_error() -> None:
         async for number in each_within(SHORT_S, falls_silent()):
             seen.append(number)
     assert seen == [1]
+
+
+class Stream:
+    """Items that come when a test puts them in; `None` is the end."""
+
+    def __init__(self) -> None:
+        self.items: asyncio.Queue[str | None] = asyncio.Queue()
+
+    def __aiter__(self) -> "Stream":
+        return self
+
+    async def __anext__(self) -> str:
+        item = await self.items.get()
+        if item is None:
+            raise StopAsyncIteration
+        return item
+
+
+class Peer:
+    """Answers probes, or does not; `asked` is set by every one."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+        self.may_answer = asyncio.Event()
+        self.error: Exception | None = None
+
+    async def probe(self) -> None:
+        self.asked.set()
+        await self.may_answer.wait()
+        if self.error is not None:
+            raise self.error
+
+
+async def test_a_silent_peer_that_answers_probes_is_waited_for() -> None:
+    stream, peer = Stream(), Peer()
+    peer.may_answer.set()
+    items = each_while(stream, SHORT_S, peer.probe)
+    first = asyncio.ensure_future(anext(items))
+    for _ in range(3):
+        peer.asked.clear()
+        await asyncio.wait_for(peer.asked.wait(), LONG_S)
+    stream.items.put_nowait("a")
+    stream.items.put_nowait(None)
+    assert await asyncio.wait_for(first, LONG_S) == "a"
+    assert [item async for item in items] == []
+
+
+async def test_a_silent_peer_that_fails_its_probe_ends_the_wait() -> None:
+    stream, peer = Stream(), Peer()
+    peer.error = PeerUnreachable("it is dead")
+    peer.may_answer.set()
+    with pytest.raises(PeerUnreachable, match="it is dead"):
+        await asyncio.wait_for(anext(each_while(stream, SHORT_S, peer.probe)), LONG_S)
+
+
+async def test_a_peer_that_is_heard_during_its_probe_is_not_dead() -> None:
+    stream, peer = Stream(), Peer()
+    peer.error = PeerUnreachable("it is dead")
+    items = each_while(stream, SHORT_S, peer.probe)
+    first = asyncio.ensure_future(anext(items))
+    await asyncio.wait_for(peer.asked.wait(), LONG_S)
+    stream.items.put_nowait("a")
+    assert await asyncio.wait_for(first, LONG_S) == "a"
+    peer.may_answer.set()
+    stream.items.put_nowait("b")
+    assert await asyncio.wait_for(anext(items), LONG_S) == "b"
+    await items.aclose()
+
+
+async def test_a_reader_that_is_busy_elsewhere_asks_nobody() -> None:
+    stream, peer = Stream(), Peer()
+    stream.items.put_nowait("a")
+    items = each_while(stream, SHORT_S, peer.probe)
+    assert await anext(items) == "a"
+    with pytest.raises(TimeoutError):
+        await asyncio.wait_for(peer.asked.wait(), 4 * SHORT_S)
+    await items.aclose()
+
+
+async def test_a_time_out_of_the_stream_itself_is_passed_on() -> None:
+    async def stream() -> AsyncIterator[str]:
+        raise TimeoutError("its own")
+        yield ""
+
+    with pytest.raises(TimeoutError, match="its own"):
+        await anext(each_while(stream(), LONG_S, Peer().probe))

@@ -4,7 +4,9 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter
@@ -58,20 +60,62 @@ async def each_while(
     """The items of `stream`, however long they take, while `probe` does not raise.
 
     It is asked whenever nothing came for `every_s` seconds: a busy peer may be silent for long, a
-    dead or hung one must not be waited for.
+    dead or hung one must not be waited for. An item costs no task: there may be thousands a second.
     """
     iterator = aiter(stream)
-    while True:
-        item = asyncio.ensure_future(_next_of(iterator))
+    silence = _Silence(every_s, probe)
+    watching = asyncio.ensure_future(silence.watch())
+    try:
+        while True:
+            try:
+                async with silence.unless_too_long():
+                    item = await anext(iterator)
+            except StopAsyncIteration:
+                return
+            yield item
+    finally:
+        watching.cancel()
+
+
+class _Silence:
+    """How long a stream has been waited for, and whether that is too long."""
+
+    def __init__(self, every_s: float, probe: Callable[[], Awaitable[None]]) -> None:
+        self._every_s = every_s
+        self._probe = probe
+        self._wait: asyncio.Timeout | None = None  # while somebody waits
+        self._quiet_since = 0.0  # the beginning of the wait, or the last probe in it
+        self._error: Exception | None = None
+
+    @asynccontextmanager
+    async def unless_too_long(self) -> AsyncIterator[None]:
+        """Ends the wait in it with what `probe` raised."""
+        self._quiet_since = time.monotonic()
         try:
-            while not (await asyncio.wait({item}, timeout=every_s))[0]:
-                await probe()
-            found = item.result()
+            async with asyncio.timeout(None) as self._wait:
+                yield
+        except TimeoutError:
+            if self._error is None:
+                raise
+            raise self._error from None
         finally:
-            item.cancel()
-        if not found:
-            return
-        yield found[0]
+            self._wait = None
+
+    async def watch(self) -> None:
+        """Probe whenever the wait has been long; ends it, and itself, once a probe raises."""
+        while self._error is None:
+            wait = self._wait
+            quiet_s = time.monotonic() - self._quiet_since if wait else 0.0
+            if wait is None or quiet_s < self._every_s:
+                await asyncio.sleep(self._every_s - quiet_s)
+                continue
+            try:
+                await self._probe()
+            except Exception as error:
+                if wait is self._wait:  # else something was heard meanwhile
+                    self._error = error
+                    wait.reschedule(asyncio.get_running_loop().time())
+            self._quiet_since = time.monotonic()
 
 
 async def each_beside(stream: AsyncIterator[T], work: "asyncio.Task[Any]") -> AsyncIterator[T]:
