@@ -12,7 +12,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-model test lint format types pytest bench soak wheel clean
+.PHONY: help env demo demo-model test lint format types pytest bench bench-http soak wheel clean
 
 help: ## Print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -65,8 +65,11 @@ pytest: $(STAMP) ## Run the tests (ARGS="..." goes to pytest)
 	@echo "tests: pytest"
 	@$(BIN)/python -m pytest $(ARGS)
 
-bench: $(STAMP) ## Measure the hand-off of embeddings
-	@$(BIN)/python -m benchmarks.handoff $(ARGS)
+bench: $(STAMP) ## Measure the hand-off of embeddings, in ten minutes (ARGS="--quick": in one or two)
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+bench-http: $(STAMP) ## Measure whole graphs over HTTP, ours and Dynamo's own, for half an hour
+	@$(BIN)/python -m benchmarks.end_to_end $(ARGS)
 
 soak: $(STAMP) ## Load the graph for ten minutes while faults are injected (ARGS="--minutes 2")
 	@$(BIN)/python -m tests.soak $(ARGS)

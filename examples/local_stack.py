@@ -51,6 +51,8 @@ _CPU_ENGINE_ARGS = (
     *("--cuda-graph-backend-decode", "disabled"),
     *("--cuda-graph-backend-prefill", "disabled"),
     "--disable-overlap-schedule",
+    # Else an engine's scheduler asks for requests all the time, with a core of its own.
+    "--sleep-on-idle",
 )
 # How prefill and decode workers hand over KV.
 _KV_ARGS = ("--disaggregation-transfer-backend", "nixl")
@@ -89,6 +91,10 @@ class StackConfig:
     num_prefill: int = 1
     num_decode: int = 0
     """0: the prefill workers answer."""
+    with_processor: bool = True
+    """False for a graph of other modules whose workers take the frontend's requests themselves."""
+    modules: Mapping[str, str] = field(default_factory=dict)
+    """Role to what runs in place of its module in `MODULES`."""
     dtype: str | None = None
     """SGLang's `--dtype`; None leaves the choice to it."""
     max_total_tokens: int = 16384
@@ -359,7 +365,8 @@ class _Spec:
 
 
 def _specs(config: StackConfig, discovery: Path) -> list[_Spec]:
-    names = ["frontend", "processor"]
+    names = ["frontend"]
+    names += ["processor"] if config.with_processor else []
     names += [f"encode-{i}" for i in range(config.num_encode)]
     names += [f"prefill-{i}" for i in range(config.num_prefill)]
     names += [f"decode-{i}" for i in range(config.num_decode)]
@@ -377,11 +384,11 @@ def _spec(
 ) -> _Spec:
     role = name.partition("-")[0]
     is_frontend = role == "frontend"
-    module = config.frontend_module if is_frontend else MODULES[role]
+    modules = {"frontend": config.frontend_module, **MODULES, **config.modules}
     return _Spec(
         name=name,
         role=role,
-        command=[sys.executable, "-m", module, *_arguments(config, role, ports, on_cpu)],
+        command=[sys.executable, "-m", modules[role], *_arguments(config, role, ports, on_cpu)],
         env=common_env if is_frontend else {"DYN_SYSTEM_PORT": str(ports.server), **common_env},
         url=f"http://127.0.0.1:{ports.server}",
     )

@@ -8,6 +8,7 @@ to the prefill worker.
 
 import time
 from typing import Any, ClassVar
+from uuid import uuid4
 
 import torch
 from dynamo.common.constants import EmbeddingTransferMode
@@ -17,7 +18,9 @@ from dynamo.common.multimodal import (
     TransferRequest,
 )
 
-from benchmarks.pair import Receiver, Writer
+from benchmarks.channel import Channel
+from benchmarks.sides import Receiver, Writer, wait_until
+from benchmarks.workload import HandOff, Order, Setup
 
 
 class UpstreamWriter(Writer):
@@ -25,15 +28,22 @@ class UpstreamWriter(Writer):
 
     mode: ClassVar[EmbeddingTransferMode]
 
-    async def start(self, rows: torch.Tensor) -> None:
-        self._sender = EMBEDDING_SENDER_FACTORIES[self.mode]()
+    def __init__(self, index: int, peer: Channel) -> None:
+        super().__init__(index, peer)
+        self._sender: Any = None
 
-    async def hand_off(self, rows: torch.Tensor) -> dict[str, float]:
+    async def start(self, setup: Setup, rows: torch.Tensor) -> None:
+        if self._sender is None:
+            self._sender = EMBEDDING_SENDER_FACTORIES[self.mode]()
+
+    async def hand_off(self, rows: torch.Tensor, number: int, order: Order) -> HandOff:
+        key = uuid4().hex
+        await wait_until(order.at)
         started = time.monotonic()
         request, sent = await self._sender.send_embeddings(rows)
-        arrived: float = await self.peer.ask("receive", request.model_dump_json())
+        arrived: float = await self.peer.ask("receive", (key, request.model_dump_json()))
         await sent
-        return {self.mode.value: arrived - started}
+        return HandOff(key, arrived, {self.mode.value: arrived - started})
 
 
 class UpstreamReceiver(Receiver):
@@ -41,15 +51,25 @@ class UpstreamReceiver(Receiver):
 
     mode: ClassVar[EmbeddingTransferMode]
 
-    async def start(self) -> None:
-        self._receiver = EMBEDDING_RECEIVER_FACTORIES[self.mode]()
+    def __init__(self) -> None:
+        super().__init__()
+        self._receiver: Any = None
+        self._ids: dict[str, int] = {}
+
+    async def start(self, setup: Setup) -> None:
+        if self._receiver is None:
+            self._receiver = EMBEDDING_RECEIVER_FACTORIES[self.mode]()
 
     async def answer(self, op: str, body: Any) -> float:
-        request = TransferRequest.model_validate_json(body)
-        tensor_id, self.rows = await self._receiver.receive_embeddings(request)
-        arrived = time.monotonic()
-        self._receiver.release_tensor(tensor_id)  # the bytes stay until the next hand-off
-        return arrived
+        key, text = body
+        request = TransferRequest.model_validate_json(text)
+        self._ids[key], self.rows[key] = await self._receiver.receive_embeddings(request)
+        return time.monotonic()
+
+    def release(self, key: str) -> None:
+        super().release(key)
+        if key in self._ids:
+            self._receiver.release_tensor(self._ids.pop(key))
 
 
 class LocalWriter(UpstreamWriter):

@@ -19,7 +19,8 @@ from benchmarks.end_to_end.questions import MAX_TOKENS, Questions
 from benchmarks.end_to_end.results import Results, Setup
 from benchmarks.end_to_end.targets import targets
 
-SMALL = (112,)
+ONE_CELL = (112, 112)
+SMALL = (ONE_CELL,)
 USAGE = {"completion_tokens": MAX_TOKENS}
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -27,18 +28,18 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 def test_graphs_of_a_turn_see_the_same_pictures_and_none_twice() -> None:
     one, other = (Questions("0/0") for _ in range(2))
-    drawn = [one.draw(f"a/{i}", (112, 224)) for i in range(5)]
-    assert [other.draw(f"a/{i}", (112, 224)) for i in range(5)] == drawn
-    assert Questions("0/1").draw("a/0", (112, 224)).body != drawn[0].body
+    drawn = [one.draw(f"a/{i}", (ONE_CELL, (224, 112))) for i in range(5)]
+    assert [other.draw(f"a/{i}", (ONE_CELL, (224, 112))) for i in range(5)] == drawn
+    assert Questions("0/1").draw("a/0", (ONE_CELL, (224, 112))).body != drawn[0].body
     with pytest.raises(ValueError, match="drawn before"):
-        one.draw("a/0", (112, 224))
+        one.draw("a/0", (ONE_CELL, (224, 112)))
 
 
 def test_pictures_have_the_sizes_asked_for() -> None:
-    body = json.loads(Questions("t").draw("a", (112, 448)).body)
+    body = json.loads(Questions("t").draw("a", (ONE_CELL, (336, 448))).body)
     urls = [part["image_url"]["url"] for part in body["messages"][0]["content"][:-1]]
     headers = [base64.b64decode(url.partition(",")[2])[16:24] for url in urls]
-    assert [int.from_bytes(header[:4]) for header in headers] == [112, 448]
+    assert [int.from_bytes(header[:4]) for header in headers] == [112, 336]
     assert [int.from_bytes(header[4:]) for header in headers] == [112, 448]
 
 

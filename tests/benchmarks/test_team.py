@@ -29,7 +29,7 @@ async def team_of(receiver: str, num_writers: int = 1) -> AsyncIterator[Team]:
         await team.start(SETUP)
         yield team
     finally:
-        team.stop()
+        await team.stop()
 
 
 async def test_hand_offs_one_by_one_and_at_once_each_with_bytes_of_its_own() -> None:
@@ -41,7 +41,9 @@ async def test_hand_offs_one_by_one_and_at_once_each_with_bytes_of_its_own() -> 
             ["0-0", "0-1"],
             ["1-0", "1-1"],
         ]
-        assert all(one.ended > burst.at for each in burst.done for one in each)
+        hand_offs = [one for each in burst.done for one in each]
+        assert all(one.ended > burst.at for one in hand_offs)
+        assert len({tuple(one.details["content"]) for one in hand_offs}) == 4
         team.pause()
         team.resume()
         await team.release()
@@ -58,7 +60,7 @@ async def test_one_wrong_bit_is_noticed() -> None:
 
 async def test_a_side_that_dies_is_a_failure_with_its_exit_code() -> None:
     async with team_of("DyingReceiver") as team:
-        with pytest.raises(Failed, match="the process has ended"):
+        with pytest.raises(Failed, match=r"the process has ended \(exit code 3\)"):
             await team.hand_off(Order(tokens=10))
         with pytest.raises(Failed, match="exit code 3"):
             await team.touch()

@@ -17,8 +17,10 @@ class MessageWriter(Writer):
         key = f"{self.index}-{number}"
         await wait_until(order.at)
         started = time.monotonic()
-        ended: float = await self.peer.ask("take", (key, rows.view(torch.int16).numpy()))
-        return HandOff(key, ended, {"message": ended - started})
+        words = rows.view(torch.int16).numpy()
+        ended: float = await self.peer.ask("take", (key, words))
+        content = {"content": [float(word) for word in words[0]]}
+        return HandOff(key, ended, {"message": ended - started}, content)
 
 
 class MessageReceiver(Receiver):
