@@ -51,6 +51,8 @@ _CPU_ENGINE_ARGS = (
     *("--cuda-graph-backend-decode", "disabled"),
     *("--cuda-graph-backend-prefill", "disabled"),
     "--disable-overlap-schedule",
+    # Else an engine's scheduler asks for requests all the time, with a core of its own.
+    "--sleep-on-idle",
 )
 # How prefill and decode workers hand over KV.
 _KV_ARGS = ("--disaggregation-transfer-backend", "nixl")
