@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -52,6 +52,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def _deployment_of(item: pytest.Item) -> str:
     deployment = getattr(getattr(item, "module", None), "DEPLOYMENT", None)
     return "" if deployment is None else deployment.name
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, Any]:
+    """What failed over the whole deployment is told with the last lines of its logs."""
+    report = yield
+    stack = getattr(item, "funcargs", {}).get("stack")
+    if report.failed and isinstance(stack, LocalStack):
+        for name in ("frontend", *stack.worker_urls):
+            report.sections.append((f"the end of {name}'s log", stack.log_tail(name)))
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -95,7 +95,6 @@ def test_too_large_a_body_is_refused(stack: LocalStack) -> None:
     answer = ask(stack.base_url, MODEL_NAME, [inline(bytes(10 * MIB))] * 4, QUESTION)
     assert answer.status == 413
     assert "exceeds the limit of 45 MB" in answer.error_message
-    assert answer.total_s < PROMPTLY_S
 
 
 @pytest.mark.parametrize("count", [65, 300, 500])

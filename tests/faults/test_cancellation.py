@@ -22,7 +22,14 @@ from examples.local_stack import LocalStack
 from tests.support.client import ask, data_url
 from tests.support.deployments import FAULTS, MODEL_NAME
 from tests.support.exact import assert_exact
-from tests.support.faults import SEEN_DEADLINE_S, asking, encode_workers, home_after, paused
+from tests.support.faults import (
+    SEEN_DEADLINE_S,
+    answers_again,
+    asking,
+    encode_workers,
+    home_after,
+    paused,
+)
 from tests.support.holds import Moment, holding
 from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
@@ -97,6 +104,7 @@ def test_during_a_write(stack: LocalStack) -> None:
         assert wait_until(lambda: not status(stack, "processor")["requests"], HOME_DEADLINE_S)
         assert any(_in_flight(stack))
     home_after(stack, time.monotonic(), HOME_DEADLINE_S)
+    answers_again(stack)
 
 
 def test_before_the_first_token(stack: LocalStack) -> None:

@@ -20,7 +20,7 @@ from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
 from tests.support.deployments import E_P_D, MODEL_NAME
 from tests.support.exact import assert_exact
-from tests.support.faults import SEEN_DEADLINE_S, asking, paused
+from tests.support.faults import SEEN_DEADLINE_S, answers_again, asking, paused
 from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
 from tests.support.worker_status import leftovers, status, wait_until
@@ -81,7 +81,7 @@ def test_a_decode_worker_that_hangs_costs_its_requests(
     assert unary.status == 503
     _assert_broke_off(stream)
     assert wait_until(lambda: not leftovers(stack), HOME_DEADLINE_S), leftovers(stack)
-    stack.wait_ready(READY_DEADLINE_S)
+    answers_again(stack)
     _assert_serves(stack, oracle)
 
 

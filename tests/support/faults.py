@@ -12,11 +12,13 @@ from http.client import HTTPConnection
 from urllib.parse import urlsplit
 
 from examples.local_stack import LocalStack
-from tests.support.client import request_body
+from tests.support.client import ask, data_url, request_body
 from tests.support.deployments import MODEL_NAME
+from tests.support.pictures import patchwork
 from tests.support.worker_status import leftovers, wait_until
 
 SEEN_DEADLINE_S = 60.0
+_PICTURE = patchwork(830, 4, 4)
 
 
 def encode_workers(stack: LocalStack) -> list[str]:
@@ -28,6 +30,14 @@ def home_after(stack: LocalStack, since: float, deadline_s: float, *names: str) 
     """Nothing is left on these workers, or on all; prints how long that took."""
     assert wait_until(lambda: not leftovers(stack, *names), deadline_s), leftovers(stack, *names)
     print(f"all home after {time.monotonic() - since:.2f} s")
+
+
+def answers_again(stack: LocalStack) -> None:
+    """Wait for an answer to a picture: who stood still is asked again only after it has answered
+    a probe of the processor, up to a second or two after it went on.
+    """
+    urls = [data_url(_PICTURE)]
+    assert wait_until(lambda: ask(stack.base_url, MODEL_NAME, urls, "?", 1).ok, SEEN_DEADLINE_S)
 
 
 @contextmanager

@@ -295,7 +295,7 @@ async def fetch(side: ReceivingSide, pipe: Pipe, seed: int, num_tokens: int) -> 
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(DEADLINE_S):
+    async with asyncio.timeout(3 * DEADLINE_S):
         while not condition():
             await asyncio.sleep(0.005)
 

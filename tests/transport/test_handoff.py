@@ -132,6 +132,27 @@ async def test_waiting_for_blocks_ends_in_a_refusal() -> None:
                 await taken
 
 
+async def test_a_grant_for_a_transfer_that_is_being_closed_is_refused() -> None:
+    """Whoever sent it may try again elsewhere: nobody has broken the protocol."""
+    async with a_pair(4, 4, 2) as (receiving, writing):
+        message = Reserve(transfer_id=new_id(), writer_instance_id=1)
+        grant = await receiving.assembler.reserve(message)
+        outgoing = writing.writer.open(grant, receiving.agent.name, 4)
+        more = grant.model_copy(
+            update={"generation": grant.generation + 1, "first_token": grant.end_token}
+        )
+        closing = asyncio.ensure_future(writing.writer.close(message.transfer_id))
+        async with asyncio.timeout(DEADLINE_S):
+            await outgoing.closed.wait()
+            assert message.transfer_id in writing.writer.live
+            with pytest.raises(Refused) as refused:
+                writing.writer.forward(more)
+            assert refused.value.reason is Reason.UNKNOWN_TRANSFER
+            await closing
+        receiving.assembler.drop(message.transfer_id, writer_closed=True)
+        nothing_stays(receiving, writing)
+
+
 async def test_a_second_resume_does_not_disturb_the_first() -> None:
     """A repeated request is refused; the one that waits still gets its grant."""
     async with a_pair(2, 2, 2) as (receiving, writing):

@@ -270,9 +270,9 @@ class Writer:
         return outgoing
 
     def forward(self, grant: Grant) -> None:
-        """A further grant for a live transfer. Raises `Refused` if it is not live."""
+        """A further grant for a live transfer. Raises `Refused` if it is not live, or closing."""
         outgoing = self._live.get(grant.transfer_id)
-        if outgoing is None:
+        if outgoing is None or outgoing.closed.is_set():
             raise Refused(Reason.UNKNOWN_TRANSFER, f"no live transfer {grant.transfer_id}")
         self._require_our_blocks(grant)
         outgoing.add_grant(grant)
