@@ -169,8 +169,14 @@ def hang_after_two_chunks(side: WritingSide) -> None:
 
 
 def stop_between_posts(side: WritingSide) -> None:
-    """SIGSTOP with the first chunk posted, before the grant of the second one is checked."""
-    _call_at(side.agent, "_post", 3, before=_stop_here)
+    """SIGSTOP with the first chunk written, before the grant of the second one is checked."""
+
+    def let_the_first_end() -> None:
+        while side.agent.num_in_flight:
+            side.agent._poll_flights()
+        _stop_here()
+
+    _call_at(side.agent, "_post", 3, before=let_the_first_end)
 
 
 def stop_after_the_check(side: WritingSide) -> None:
