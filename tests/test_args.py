@@ -102,6 +102,7 @@ SPELLINGS: dict[str, tuple[str, str, Any, str]] = {
 # Settings that are on or off: (flag, environment name)
 SWITCHES: dict[str, tuple[str, str]] = {
     "use_block_allocator": ("--use-block-allocator", "SGLANG_USE_BLOCK_ALLOCATOR"),
+    "adaptive_default": ("--adaptive-default", "DYN_SGL_MM_RESUME_ADAPTIVE_DEFAULT"),
     "embedding_cache": ("--mm-resume-embedding-cache", "DYN_SGL_MM_RESUME_EMBEDDING_CACHE"),
     "checksum": ("--mm-resume-checksum", "DYN_SGL_MM_RESUME_CHECKSUM"),
 }

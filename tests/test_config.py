@@ -14,6 +14,7 @@ DEFAULTS = {
     "use_block_allocator": True,
     "block_size": 128,
     "default_blocks": 8,
+    "adaptive_default": False,
     "pool_buffers": 64,
     "slot_tokens": None,
     "thread_pool_size": 12,
@@ -116,6 +117,13 @@ def test_slot_size_is_for_fixed_slots_only() -> None:
     assert Settings(use_block_allocator=False, slot_tokens=4096).slot_tokens == 4096
     said = message(slot_tokens=4096)
     assert said.startswith(spec_of("slot_tokens").label)
+    assert spec_of("use_block_allocator").label in said
+
+
+def test_only_grants_of_blocks_adapt() -> None:
+    assert Settings(adaptive_default=True).adaptive_default
+    said = message(adaptive_default=True, use_block_allocator=False)
+    assert said.startswith(spec_of("adaptive_default").label)
     assert spec_of("use_block_allocator").label in said
 
 

@@ -16,8 +16,10 @@ from dynamo.sglang_mm_resume.core.errors import (
     Refused,
     TransferFailed,
 )
+from dynamo.sglang_mm_resume.core.lengths import ENOUGH, WINDOW
 from dynamo.sglang_mm_resume.core.messages import Chunk, ChunkNotice, Grant, Reserve, chunks_of
 from dynamo.sglang_mm_resume.core.receiver import (
+    ADAPTED_SHARE,
     AskWriter,
     Completed,
     CopyOut,
@@ -436,3 +438,33 @@ def test_a_slot_waits_for_all_of_its_blocks() -> None:
     assert reserve(receiver, B) == []
     granted = grant_of(receiver.writer_settled(A, START), B)
     assert len(granted.blocks) == 4
+
+
+def test_default_grants_follow_the_lengths_where_they_are_told_to() -> None:
+    receiver = a_receiver(num_blocks=40, default_blocks=2, adaptive=True)
+    sizes = [_transferred(receiver, f"transfer-{i}", 9) for i in range(ENOUGH + 1)]
+    assert sizes == [2] * ENOUGH + [3]
+
+
+def test_a_default_grant_is_an_eighth_of_the_pool_at_most() -> None:
+    receiver = a_receiver(num_blocks=40, default_blocks=2, adaptive=True)
+    for i in range(WINDOW):
+        _transferred(receiver, f"longer-one-{i}", 60)
+    assert receiver.pool.default_blocks == 40 // ADAPTED_SHARE
+    receiver = a_receiver(num_blocks=4, default_blocks=2, adaptive=True)
+    for i in range(ENOUGH):
+        _transferred(receiver, f"shorter-one-{i}", 3)
+    assert receiver.pool.default_blocks == 1
+
+
+def test_default_grants_stay_as_configured_otherwise() -> None:
+    receiver = a_receiver(num_blocks=40, default_blocks=2)
+    assert [_transferred(receiver, f"transfer-{i}", 9) for i in range(20)] == [2] * 20
+
+
+def _transferred(receiver: Receiver, name: str, total: int) -> int:
+    """One transfer from its reservation to its end; the blocks of its default grant."""
+    grant = grant_of(reserve(receiver, name), name)
+    receiver.try_grant(name, total, START)
+    receiver.abort(name, True, ABORTED, START)
+    return len(grant.blocks)

@@ -75,6 +75,13 @@ DEFAULT_BLOCKS = SettingSpec(
     "blocks",
     "Blocks granted to an embedding before its length is known.",
 )
+ADAPTIVE_DEFAULT = SettingSpec(
+    "--adaptive-default",
+    "DYN_SGL_MM_RESUME_ADAPTIVE_DEFAULT",
+    "yes or no",
+    "Prefill worker: a default grant has the blocks that three of four recent embeddings need, "
+    "an eighth of the pool at most; the configured blocks serve until there were 16.",
+)
 POOL_BUFFERS = SettingSpec(
     "--embedding-cache-buffer-size",
     "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE",
@@ -205,6 +212,7 @@ class Settings(BaseModel):
     use_block_allocator: Annotated[bool, USE_BLOCK_ALLOCATOR] = True
     block_size: Annotated[int, BLOCK_SIZE] = 128
     default_blocks: Annotated[int, DEFAULT_BLOCKS] = 8
+    adaptive_default: Annotated[bool, ADAPTIVE_DEFAULT] = False
     pool_buffers: Annotated[int, POOL_BUFFERS] = 64
     slot_tokens: Annotated[int | None, SLOT_TOKENS] = None
     thread_pool_size: Annotated[int, THREAD_POOL_SIZE] = 12
@@ -259,6 +267,15 @@ class Settings(BaseModel):
         if not re.fullmatch(spec.pattern, value):
             raise refusal(spec, f"{value!r} is not {spec.unit}")
         return value
+
+    @model_validator(mode="after")
+    def _only_grants_of_blocks_adapt(self) -> Self:
+        if self.adaptive_default and not self.use_block_allocator:
+            raise refusal(
+                ADAPTIVE_DEFAULT,
+                f"means nothing with fixed slots; leave it out, or use {USE_BLOCK_ALLOCATOR.label}",
+            )
+        return self
 
     @model_validator(mode="after")
     def _slots_only_without_blocks(self) -> Self:

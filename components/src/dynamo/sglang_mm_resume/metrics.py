@@ -49,6 +49,7 @@ class StatusCollector(Collector):
 _GAUGES: Final = {
     "transfers": "Transfers that are not closed.",
     "requests": "Requests under way.",
+    "default_blocks": "Blocks of a default grant.",
     "waiting": "Transfers queued for blocks.",
     "assembled_tokens": "Tokens of embeddings assembled or being assembled.",
     "embeddings_offered": "Embeddings that requests have handed to the engine.",

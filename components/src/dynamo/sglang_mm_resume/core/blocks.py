@@ -41,7 +41,10 @@ class _Status(Enum):
 
 
 class BlockPool:
-    """Lowest-index-first, non-contiguous allocation of `num_blocks` equal blocks (R2)."""
+    """Lowest-index-first, non-contiguous allocation of `num_blocks` equal blocks (R2).
+
+    `default_blocks`, the size of a grant before a length is known, may change at any time.
+    """
 
     def __init__(self, num_blocks: int, block_size: int, default_blocks: int) -> None:
         if num_blocks < 1 or block_size < 1 or default_blocks < 1:

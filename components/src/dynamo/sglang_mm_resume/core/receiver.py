@@ -21,6 +21,7 @@ from dynamo.sglang_mm_resume.core.errors import (
     TransferFailed,
 )
 from dynamo.sglang_mm_resume.core.layout import blocks_for
+from dynamo.sglang_mm_resume.core.lengths import RecentLengths
 from dynamo.sglang_mm_resume.core.messages import Chunk, ChunkNotice, Grant, Reserve, chunks_of
 from dynamo.sglang_mm_resume.core.queue import GrantQueue
 from dynamo.sglang_mm_resume.core.transitions import RECEIVING, Receiving, ReceivingEvent, step
@@ -30,6 +31,9 @@ TOMBSTONES = 4096
 
 #: A complete embedding waits this many time-outs for its request's other items.
 CLAIM_PATIENCE = 10
+
+#: A default grant that follows the lengths leaves room for so many others.
+ADAPTED_SHARE = 8
 
 
 class Oddity(StrEnum):
@@ -88,7 +92,10 @@ Effect = GrantMade | CopyOut | Completed | Ended | AskWriter
 
 @dataclass(frozen=True, slots=True)
 class ReceiverLimits:
-    """Bounds of a receiver (R7). Seconds, tokens, blocks."""
+    """Bounds of a receiver (R7). Seconds, tokens, blocks.
+
+    `adaptive`: default grants follow the lengths of recent embeddings.
+    """
 
     wait_timeout_s: float
     max_waiting: int
@@ -97,6 +104,7 @@ class ReceiverLimits:
     resumable: bool
     settle_interval_s: float
     max_quarantined_blocks: int
+    adaptive: bool = False
 
 
 @dataclass(slots=True)
@@ -132,6 +140,7 @@ class Receiver:
         self._live: dict[str, _Transfer] = {}
         self._closed: OrderedDict[str, None] = OrderedDict()
         self._assembled_tokens = 0
+        self._lengths = RecentLengths()
 
     # What others ask for.
 
@@ -333,6 +342,15 @@ class Receiver:
             )
         transfer.total_tokens = total_tokens
         self._assembled_tokens += total_tokens
+        if self.limits.adaptive:
+            self._adapt_default(total_tokens)
+
+    def _adapt_default(self, total_tokens: int) -> None:
+        self._lengths.add(total_tokens)
+        usual = self._lengths.usual
+        if usual is not None:
+            most = max(1, self.pool.num_blocks // ADAPTED_SHARE)
+            self.pool.default_blocks = min(blocks_for(usual, self.pool.block_size), most)
 
     def _forget_length(self, transfer: _Transfer) -> None:
         self._assembled_tokens -= transfer.total_tokens or 0

@@ -144,6 +144,7 @@ class Assembler:
         # Only now: a repeated resume is refused above and must not orphan the one that waits.
         waits.granted = self._loop.create_future()
         self.totals.resumes += 1
+        self._expect(0)
         self._perform(effects)
         return await self._grant(transfer_id, waits)
 
@@ -152,7 +153,10 @@ class Assembler:
 
         Raises what ended the transfer. Never waits for ever: the receiver has deadlines.
         """
-        rows = await asyncio.shield(self._require(transfer_id).complete)
+        complete = self._require(transfer_id).complete
+        if not complete.done():
+            self._expect(0)
+        rows = await asyncio.shield(complete)
         self.receiver.take(transfer_id)
         self._changed.set()
         return rows

@@ -35,13 +35,18 @@ logger = logging.getLogger(__name__)
 T = TypeVar("T")
 OnNotice = Callable[[str, bytes], None]
 
-#: Seconds between polls while a transfer is live. A chunk that is written needs a poll of its
+#: Seconds between polls while chunks are under way. A chunk that is written needs a poll of its
 #: receiver, one of its writer, and another of its receiver until it is known; more frequent ones
 #: take more time from the copies than they save.
 BUSY_POLL_S: Final = 0.0002
+#: Seconds after the last activity in which the next chunk is likely.
+BUSY_S: Final = 0.003
+#: Seconds between polls while a transfer is live, but its tower may have to run first.
+WAITING_POLL_S: Final = 0.001
 #: Seconds between polls while nothing is expected: keeps connections alive at no visible cost.
 IDLE_POLL_S: Final = 0.05
-#: Seconds of busy polling after the last activity; a first notification needs the writer's help.
+#: Seconds of polling ten times as often after the last activity: a first notification needs the
+#: help of its writer.
 LINGER_S: Final = 0.25
 #: Seconds between rounds that fail, so that a lasting fault does not flood the log.
 AFTER_ERROR_S: Final = 1.0
@@ -159,9 +164,9 @@ class NixlAgent:
         await asyncio.wrap_future(landed)
 
     def expect(self, change: int) -> None:
-        """Count transfers under way (+1, -1): while there is one, poll fast."""
+        """Count transfers under way (+1, -1) and poll for them; 0: a chunk comes very soon."""
         self._expecting += change
-        if change > 0:
+        if change >= 0:
             self._commands.put(None)  # wakes the thread from its calm poll
 
     def _require_running(self) -> None:
@@ -211,8 +216,11 @@ class NixlAgent:
 
     def _poll_interval(self) -> float:
         quiet_s = time.monotonic() - self._active_at
-        busy = self._expecting > 0 or self._flights or quiet_s < LINGER_S
-        return BUSY_POLL_S if busy else IDLE_POLL_S
+        if self._flights or (self._expecting and quiet_s < BUSY_S):
+            return BUSY_POLL_S
+        if self._expecting:
+            return WAITING_POLL_S
+        return IDLE_POLL_S / 10 if quiet_s < LINGER_S else IDLE_POLL_S
 
     def _poll_flights(self) -> None:
         for flight in list(self._flights):

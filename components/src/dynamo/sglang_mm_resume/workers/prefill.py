@@ -336,6 +336,7 @@ def prefill_status(
         "role": "prefill",
         "pool": asdict(receiver.pool.stats()),
         "transfers": {k: v.value for k, v in receiver.live.items()},
+        "default_blocks": receiver.pool.default_blocks,
         "waiting": receiver.num_waiting,
         "assembled_tokens": receiver.assembled_tokens,
         "embeddings_offered": len(embeddings),

@@ -182,4 +182,5 @@ def _limits(settings: Settings, layout: Layout, pool: Pool) -> ReceiverLimits:
         resumable=pool.resumable,
         settle_interval_s=settings.heartbeat_interval_s,
         max_quarantined_blocks=int(settings.max_quarantined_fraction * pool.blocks.num_blocks),
+        adaptive=settings.adaptive_default,
     )
