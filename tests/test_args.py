@@ -90,6 +90,7 @@ SPELLINGS: dict[str, tuple[str, str, Any, str]] = {
         6,
         "6",
     ),
+    "encode_batch": ("--mm-resume-encode-batch", "DYN_SGL_MM_RESUME_ENCODE_BATCH", 5, "5"),
     "chunk_blocks": ("--mm-resume-chunk-blocks", "DYN_SGL_MM_RESUME_CHUNK_BLOCKS", 2, "2"),
     "drain_s": ("--mm-resume-drain-s", "DYN_SGL_MM_RESUME_DRAIN_S", 2.5, "2.5"),
     "max_quarantined_fraction": (

@@ -24,6 +24,7 @@ DEFAULTS = {
     "heartbeat_max_failures": 2,
     "pool_device": "auto",
     "encode_fallback": "fail",
+    "encode_batch": None,
     "max_requests": 512,
     "shutdown_grace_s": 30.0,
     "max_assembled_mib": 2048,
@@ -72,7 +73,7 @@ def test_wrong_type_is_refused(name: str, value: object) -> None:
     assert "integer" in message(**{name: value})
 
 
-@pytest.mark.parametrize("name", [*NUMBERS, "slot_tokens"])
+@pytest.mark.parametrize("name", [*NUMBERS, "slot_tokens", "encode_batch"])
 @pytest.mark.parametrize("value", [0, -1])
 def test_numbers_are_positive(name: str, value: int) -> None:
     spec = spec_of(name)

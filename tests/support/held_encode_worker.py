@@ -24,12 +24,12 @@ if __name__ == "__main__":
 
     encode, write_chunk = VisionEncoder._encode, Writer.write_chunk
 
-    def encode_when_let(self: VisionEncoder, prepared: Prepared) -> torch.Tensor:
+    def encode_when_let(self: VisionEncoder, batch: list[Prepared]) -> list[torch.Tensor]:
         """Runs in the tower's thread, as what it stands for cannot be interrupted either."""
         arrive(Moment.IN_THE_TOWER)
         while is_held(Moment.IN_THE_TOWER):
             time.sleep(POLL_S)
-        return encode(self, prepared)
+        return encode(self, batch)
 
     async def write_when_let(
         self: Writer, outgoing: Outgoing, source: Source, chunk: Chunk

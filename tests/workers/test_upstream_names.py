@@ -49,6 +49,11 @@ CALLABLES: list[tuple[str, str, Parameters]] = [
         ("ctx", "keep_on_gpu"),
     ),
     (
+        f"{SGL}.disaggregation.encoder.server",
+        "MMEncoder._build_model_mm_items",
+        ("mm_feature", "preprocess_result", "indices", "modality"),
+    ),
+    (
         f"{SGL}.multimodal.processors.base_processor",
         "BaseMultimodalProcessor.get_validated_mm_data",
         ("prompt", "embeddings", "kwargs"),

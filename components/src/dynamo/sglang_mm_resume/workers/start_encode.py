@@ -44,7 +44,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     runtime, loop = runtime_of(dynamo_args)
     endpoints: list[Any] = []
     install_signal_handlers(loop, runtime, endpoints)
-    encoder = VisionEncoder(config.server_args, settings.thread_pool_size)
+    encoder = VisionEncoder(config.server_args, settings.thread_pool_size, settings.encode_batch)
     try:
         await _warm_up(encoder)
         await _serve(settings, config, runtime, endpoints, encoder)
