@@ -28,6 +28,7 @@ from benchmarks.contenders import ALL, OURS
 from benchmarks.plots import plot
 from benchmarks.suites import (
     Suite,
+    adaptive,
     allocator,
     concurrency,
     lengths,
@@ -40,7 +41,16 @@ from benchmarks.suites import (
 RESULTS: Final = Path(__file__).resolve().parent / "results"
 SUITES: Final = {
     module.SUITE.name: module.SUITE
-    for module in (lengths, pools, rounds, concurrency, memory, allocator, stages)
+    for module in (
+        lengths,
+        pools,
+        rounds,
+        adaptive,
+        concurrency,
+        memory,
+        allocator,
+        stages,
+    )
 }
 
 console = Console(highlight=False)

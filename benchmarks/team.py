@@ -23,7 +23,7 @@ import psutil
 
 from benchmarks.channel import HAND_OFF_DEADLINE_S, Channel, Ended, Failed, Hung, all_of
 from benchmarks.sides import no_questions, run_receiver, run_writer
-from benchmarks.workload import HandOff, Order, Setup
+from benchmarks.workload import HandOff, Order, PoolShape, Setup
 
 if TYPE_CHECKING:
     from benchmarks.contenders import Contender
@@ -94,11 +94,14 @@ class Team:
         done: list[HandOff] = await self._ask(self._writers[0], "hand_off", order)
         return done[0]
 
-    async def burst(self, tokens: int, in_flight: int, verify: bool = False) -> Burst:
+    async def burst(
+        self, tokens: int, in_flight: int, verify: bool = False, shape: PoolShape | None = None
+    ) -> Burst:
         """`in_flight` hand-offs at once, shared out among as many writers. Raises `Failed`."""
         writers = self._writers[:in_flight]
         at = time.monotonic() + LEAD_S
-        order = Order(tokens, in_flight // len(writers), verify=verify, at=at)
+        shape = shape or self.contender.shape
+        order = Order(tokens, in_flight // len(writers), shape, verify=verify, at=at)
         done = await all_of(self._ask(writer, "hand_off", order) for writer in writers)
         return Burst(at, done)
 

@@ -44,6 +44,7 @@ class PoolShape:
 
     `ration`: no grant is larger, which forces rounds even where the pool has room.
     `size_first`: no grant before the embedding exists, then one for all of it.
+    `adaptive`: default grants follow the lengths.
     `cached`: the embedding lies in the writer's pool since an earlier hand-off.
     """
 
@@ -52,6 +53,7 @@ class PoolShape:
     ration: int = SETTINGS.pool_blocks
     size_first: bool = False
     cached: bool = False
+    adaptive: bool = False
 
     def of_exactly(self, num_blocks: int) -> "PoolShape":
         """With a first grant of `num_blocks`, as far as the pool goes."""

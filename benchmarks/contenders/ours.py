@@ -101,7 +101,7 @@ class OurReceiver(Receiver):
         return make_memory(setup)
 
     def _use(self, shape: PoolShape) -> None:
-        limits = _limits(self._memory.layout, shape.pool_blocks)
+        limits = _limits(self._memory.layout, shape)
         self._assembler = Assembler(
             ReceiverCore(RationedPool(shape), limits),
             self._memory,
@@ -304,7 +304,8 @@ def make_memory(setup: Setup) -> PoolMemory:
         dtype="bfloat16",
         block_size=SETTINGS.block_size,
     )
-    return PoolMemory(layout, SETTINGS.pool_blocks, resolve_device(setup.device))
+    device = resolve_device(setup.device)
+    return PoolMemory(layout, SETTINGS.pool_blocks, device, SETTINGS.max_kept_bytes)
 
 
 def ignore(peer: str, payload: bytes) -> None:
@@ -316,7 +317,7 @@ async def _timed(granting: Any) -> tuple[Grant, float]:
     return await granting, time.monotonic() - began
 
 
-def _limits(layout: Layout, pool_blocks: int) -> ReceiverLimits:
+def _limits(layout: Layout, shape: PoolShape) -> ReceiverLimits:
     return ReceiverLimits(
         wait_timeout_s=SETTINGS.bootstrap_timeout_s,
         max_waiting=SETTINGS.max_waiting_transfers,
@@ -324,7 +325,8 @@ def _limits(layout: Layout, pool_blocks: int) -> ReceiverLimits:
         chunk_blocks=SETTINGS.chunk_blocks,
         resumable=SETTINGS.use_block_allocator,
         settle_interval_s=SETTINGS.heartbeat_interval_s,
-        max_quarantined_blocks=int(SETTINGS.max_quarantined_fraction * pool_blocks),
+        max_quarantined_blocks=int(SETTINGS.max_quarantined_fraction * shape.pool_blocks),
+        adaptive=shape.adaptive,
     )
 
 

@@ -141,7 +141,8 @@ ENCODE_FALLBACK = SettingSpec(
 MAX_ASSEMBLED = _new(
     "max_assembled_mib",
     "MiB",
-    "Embeddings assembled or being assembled on a prefill worker; beyond it clients get 503.",
+    "Embeddings assembled or being assembled on a prefill worker; beyond it clients get 503. "
+    "On a CPU, a quarter of this memory may stay in use between requests.",
 )
 MAX_WAITING_TRANSFERS = _new(
     "max_waiting_transfers",
@@ -250,6 +251,11 @@ class Settings(BaseModel):
     def default_tokens(self) -> int:
         """Tokens that fit a default grant."""
         return self.default_blocks * self.block_size
+
+    @property
+    def max_kept_bytes(self) -> int:
+        """Host memory that assembled embeddings have used, and that stays for the next ones."""
+        return self.max_assembled_mib * 2**20 // 4
 
     @property
     def limits(self) -> dict[str, float]:

@@ -19,8 +19,6 @@ import torch
 
 #: Bytes from which memory is worth keeping. What is smaller, malloc reuses by itself.
 WORTH_KEEPING: Final = 2**20
-#: Bytes that are kept without being used.
-MAX_KEPT: Final = 128 * 2**20
 #: A piece of memory serves what needs at least this part of it.
 MIN_FIT: Final = 0.9
 
@@ -32,7 +30,8 @@ _PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 class HostMemory:
     """Hands out tensors; takes their memory back when the last view of one is gone."""
 
-    def __init__(self, max_kept: int = MAX_KEPT) -> None:
+    def __init__(self, max_kept: int) -> None:
+        """`max_kept`: bytes that are kept without being used."""
         self._max_kept = max_kept
         self._kept: list[mmap.mmap] = []  # the longest unused first
         # Tensors end in any thread, and garbage collection may end one inside of `_take`.

@@ -27,7 +27,10 @@ def resolve_device(name: str) -> torch.device:
 class PoolMemory:
     """The bytes behind a `BlockPool`."""
 
-    def __init__(self, layout: Layout, num_blocks: int, device: torch.device) -> None:
+    def __init__(
+        self, layout: Layout, num_blocks: int, device: torch.device, max_kept: int = 0
+    ) -> None:
+        """`max_kept`: bytes of assembled embeddings that stay for the next ones."""
         self.layout = layout
         self.num_blocks = num_blocks
         dtype = DTYPES[layout.dtype]
@@ -37,7 +40,7 @@ class PoolMemory:
         else:
             self.tensor = torch.empty(shape, dtype=dtype, device=device)
         self.device = self.tensor.device
-        self._host = HostMemory()
+        self._host = HostMemory(max_kept)
         self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
 
     @property

@@ -41,7 +41,7 @@ def make_pool(settings: Settings, layout: Layout, model_tokens: int | None) -> P
     num_blocks = settings.pool_buffers * default_blocks
     device = resolve_device(settings.pool_device)
     try:
-        memory = PoolMemory(layout, num_blocks, device)
+        memory = PoolMemory(layout, num_blocks, device, settings.max_kept_bytes)
     except (RuntimeError, OSError, MemoryError, torch.OutOfMemoryError) as error:
         raise SystemExit(
             f"error: a pool of {num_blocks * layout.block_bytes / 2**20:.0f} MiB does not fit on "
