@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 from PIL import Image
 
+from dynamo.sglang_mm_resume.core.lengths import ENOUGH
 from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
 from tests.support.deployments import MODEL_NAME, TWO_BY_TWO
@@ -61,6 +62,15 @@ def test_a_picture_goes_where_it_was_encoded_before(stack: LocalStack, oracle: O
         answer = _ask(stack, [other, image])
         assert_exact(answer, oracle.generate([other, image], QUESTION, MAX_TOKENS))
     assert _encoded(stack) - before == 7
+
+
+def test_default_grants_follow_the_lengths(stack: LocalStack, oracle: Oracle) -> None:
+    images = [patchwork(360 + i, *SIZES[3]) for i in range(4)]
+    expected = oracle.generate(images, QUESTION, MAX_TOKENS)
+    for _ in range(2 * ENOUGH // len(images) + 2):
+        assert_exact(_ask(stack, images), expected)
+    # An eighth of the pool, at most; two blocks were configured.
+    assert [state["default_blocks"] for state in statuses(stack, "prefill")] == [1, 1]
 
 
 def _encoded(stack: LocalStack) -> int:

@@ -81,7 +81,13 @@ DISTURBED = Deployment(
 TRAINED = Deployment("trained", model="trained")
 """Default settings throughout."""
 LIFECYCLE = Deployment("lifecycle", workers=SMALL_POOL.workers)
-TWO_BY_TWO = Deployment("two-by-two", workers=SMALL_POOL.workers, num_encode=2, num_prefill=2)
+TWO_BY_TWO = Deployment(
+    "two-by-two",
+    workers=SMALL_POOL.workers,
+    env=(("DYN_SGL_MM_RESUME_ADAPTIVE_DEFAULT", "true"),),
+    num_encode=2,
+    num_prefill=2,
+)
 
 FAULTS = Deployment(
     "faults",

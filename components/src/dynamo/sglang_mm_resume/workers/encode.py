@@ -178,6 +178,7 @@ class EncodeHandler:
                 **asdict(self._writer.totals),
                 **asdict(self._writer.cache.totals),
                 **asdict(self._encodings.totals),
+                "encode_batches": self._encodings.encoder.batches.count,
             },
             "refusals": dict(self.refusals),
             "tasks": len(self._background),

@@ -7,6 +7,7 @@ go on while it works (R15). The names are guarded by tests/workers/test_upstream
 """
 
 import asyncio
+import json
 import os
 import uuid
 from concurrent.futures import ThreadPoolExecutor
@@ -73,6 +74,15 @@ class VisionEncoder:
     @property
     def image_processor(self) -> Any:
         return self._encoder.preprocessor.image_processor
+
+    @property
+    def identity(self) -> str:
+        """What decides an embedding beside the picture and the layout: the checkpoint's revision,
+        and the options of its image processor.
+        """
+        options = self.image_processor.to_dict()
+        named = {"revision": self.server_args.revision, "image processor": options}
+        return json.dumps(named, sort_keys=True, default=str)
 
     async def prepare(self, image: Image.Image) -> Prepared:
         """Preprocess one picture. Raises `Refused` if it cannot be."""

@@ -81,7 +81,9 @@ async def _serve(
     handler = EncodeHandler(
         settings,
         encoder,
-        MediaLoader(threads, layout.fingerprint, settings.bootstrap_timeout_s / 2),
+        MediaLoader(
+            threads, layout.fingerprint + encoder.identity, settings.bootstrap_timeout_s / 2
+        ),
         Writer(
             pool.blocks,
             pool.memory,
