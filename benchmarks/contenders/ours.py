@@ -17,6 +17,7 @@ here within a millisecond, over Dynamo's RPC and two hops more.
 
 import asyncio
 import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,7 +38,7 @@ from dynamo.sglang_mm_resume.core.handshake import (
     WaitForGrant,
 )
 from dynamo.sglang_mm_resume.core.layout import Layout, blocks_for
-from dynamo.sglang_mm_resume.core.messages import Grant, Reserve, Sent, Sized, Welcome
+from dynamo.sglang_mm_resume.core.messages import Reserve, Sized, Welcome
 from dynamo.sglang_mm_resume.core.receiver import Receiver as ReceiverCore
 from dynamo.sglang_mm_resume.core.receiver import ReceiverLimits
 from dynamo.sglang_mm_resume.transport.assembler import Assembler
@@ -76,11 +77,13 @@ class OurReceiver(Receiver):
                 await self._assembler.close()
                 self._use(body)
             case "reserve":
-                return await _timed(self._assembler.reserve(body))
+                grant = await self._assembler.reserve(body)
+                return grant, self._assembler.receiver.waited_s(body.transfer_id)
             case "try_grant":
                 return self._assembler.try_grant(*body)
             case "resume":
-                return await _timed(self._assembler.resume(*body))
+                grant = await self._assembler.resume(*body)
+                return grant, self._assembler.receiver.waited_s(grant.transfer_id)
             case "take":
                 self.rows[body] = await self._assembler.take(body)
                 return time.monotonic()
@@ -209,26 +212,25 @@ class _Transfer:
         self._sent: list[float] = []  # when each grant was filled
         self._granted: list[float] = []  # when each grant was at the writer
         self._waits: list[float] = []
+        self._tried = asyncio.Event()
+        self._acting = asyncio.Lock()
 
     async def run(self) -> HandOff:
-        if not self._order.shape.size_first:
-            asked = time.monotonic()
-            outgoing = await self._reserve()
+        size_first = self._order.shape.size_first
+        if size_first:
             await wait_until(self._order.at)
-            exists = time.monotonic()
-        else:
-            await wait_until(self._order.at)
-            asked = exists = time.monotonic()
-            outgoing = await self._reserve()
-        reports: asyncio.Queue[Sent | None] = asyncio.Queue()
         async with asyncio.TaskGroup() as tasks:
+            asked = time.monotonic()
+            outgoing = await self._reserve(tasks)
+            if not size_first:
+                await wait_until(self._order.at)
+            exists = asked if size_first else time.monotonic()
             taken = tasks.create_task(self._peer.ask("take", self.transfer_id))
-            tasks.create_task(self._decide(reports))
             with self._source() as source:
                 async for sent in outgoing.send(source):
                     self._sent.append(time.monotonic())
-                    reports.put_nowait(sent)
-            reports.put_nowait(None)
+                    # The processor is a process of its own: the writer never waits for it.
+                    tasks.create_task(self._act(self._handshake.sent(sent)))
         arrived: float = taken.result()
         seconds = self._series(arrived - exists, arrived - asked)
         return HandOff(self.transfer_id, arrived, seconds, self._details(exists))
@@ -254,7 +256,7 @@ class _Transfer:
             return {"cached": since_it_exists}
         return {"ours": since_it_exists, "ours + grants": since_reserve}
 
-    async def _reserve(self) -> Any:
+    async def _reserve(self, tasks: asyncio.TaskGroup) -> Any:
         """The first grant; and more, which is tried for as soon as the size is known."""
         reserve = Reserve(transfer_id=self.transfer_id, writer_instance_id=1)
         grant, waited_s = await self._peer.ask("reserve", reserve)
@@ -262,29 +264,33 @@ class _Transfer:
         self._handshake.granted(grant)
         self._granted.append(time.monotonic())
         outgoing = self._transport.open(grant, self._welcome.agent, self._welcome.num_blocks)
-        await self._act(self._handshake.sized(self._sized))
+        if actions := self._handshake.sized(self._sized):
+            tasks.create_task(self._act(actions))
+            await self._tried.wait()
         return outgoing
 
-    async def _decide(self, reports: "asyncio.Queue[Sent | None]") -> None:
-        """The processor: a process of its own, so the writer never waits for it."""
-        while (sent := await reports.get()) is not None:
-            await self._act(self._handshake.sent(sent))
-
     async def _act(self, actions: Iterable[Action]) -> None:
-        for action in actions:
-            match action:
-                case TryGrant():
-                    wish = (self.transfer_id, self._handshake.total_tokens)
-                    if grant := await self._peer.ask("try_grant", wish):
-                        await self._act(self._handshake.granted(grant))
-                case WaitForGrant(sent_tokens):
-                    rest = (self.transfer_id, sent_tokens, self._handshake.total_tokens)
-                    grant, waited_s = await self._peer.ask("resume", rest)
-                    self._waits.append(waited_s)
-                    await self._act(self._handshake.granted(grant))
-                case ForwardGrant(grant):
-                    self._transport.forward(grant)
-                    self._granted.append(time.monotonic())
+        pending = deque(actions)
+        async with self._acting:  # grants reach the writer in order
+            while pending:
+                pending.extend(await self._act_once(pending.popleft()))
+
+    async def _act_once(self, action: Action) -> list[Action]:
+        match action:
+            case TryGrant():
+                wish = (self.transfer_id, self._handshake.total_tokens)
+                tried = await self._peer.ask("try_grant", wish)
+                self._tried.set()
+                return self._handshake.granted(tried) if tried else self._handshake.no_blocks()
+            case WaitForGrant(sent_tokens):
+                rest = (self.transfer_id, sent_tokens, self._handshake.total_tokens)
+                grant, waited_s = await self._peer.ask("resume", rest)
+                self._waits.append(waited_s)
+                return self._handshake.granted(grant)
+            case ForwardGrant(grant):
+                self._transport.forward(grant)
+                self._granted.append(time.monotonic())
+        return []
 
     def _details(self, exists: float) -> dict[str, list[float]]:
         """`stall`: per grant after the first, how long the writer had nothing left to fill."""
@@ -310,11 +316,6 @@ def make_memory(setup: Setup) -> PoolMemory:
 
 def ignore(peer: str, payload: bytes) -> None:
     """Writers get no notices."""
-
-
-async def _timed(granting: Any) -> tuple[Grant, float]:
-    began = time.monotonic()
-    return await granting, time.monotonic() - began
 
 
 def _limits(layout: Layout, shape: PoolShape) -> ReceiverLimits:

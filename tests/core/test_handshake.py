@@ -72,21 +72,34 @@ def test_one_grant_in_hand_beside_the_one_being_filled_is_enough() -> None:
     assert handshake.sent(sent(0, 8)) == [TryGrant(8)]
 
 
-def test_it_waits_only_when_the_writer_has_nothing_left_to_fill() -> None:
-    """R4: a waiting resume first takes every block of the transfer home."""
+def test_what_cannot_be_had_at_once_is_resumed_while_the_writer_fills_what_it_has() -> None:
     handshake, actions = begun(9)
     assert actions == [TryGrant(0)]
-    assert handshake.sent(sent(0, 8)) == [WaitForGrant(8)]
+    assert handshake.no_blocks() == [WaitForGrant(8)]
     assert handshake.state is Shaking.RESUMING
+    assert handshake.sent(sent(0, 8)) == []
     assert handshake.granted(a_grant(1, 8, blocks=1)) == [ForwardGrant(a_grant(1, 8, blocks=1))]
     assert handshake.sent(sent(1, 9)) == []
     assert (handshake.state, handshake.rounds, handshake.num_bytes) == (Shaking.DONE, 2, 20)
 
 
-def test_after_a_waiting_grant_more_is_tried_for_at_once() -> None:
+def test_nothing_is_asked_for_while_something_is() -> None:
     handshake, _ = begun(100)
-    handshake.sent(sent(0, 8))
+    assert handshake.sent(sent(0, 8)) == []
+    handshake.no_blocks()
     assert handshake.granted(a_grant(1, 8)) == [ForwardGrant(a_grant(1, 8)), TryGrant(8)]
+    assert handshake.sent(sent(1, 16)) == []
+    assert handshake.no_blocks() == [WaitForGrant(16)]
+
+
+def test_no_blocks_answers_a_try_and_nothing_else() -> None:
+    handshake, _ = begun(8)
+    with pytest.raises(IllegalEvent):
+        handshake.no_blocks()
+    handshake, _ = begun(9)
+    handshake.no_blocks()
+    with pytest.raises(IllegalEvent):
+        handshake.no_blocks()
 
 
 def test_a_slot_that_is_too_small_refuses_and_says_what_to_change() -> None:

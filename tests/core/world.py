@@ -621,7 +621,9 @@ class World:
                 item.forwards.append(grant)
             case TryGrant():
                 tried = receiver.try_grant(transfer_id, total, self.now)
-                if tried is not None:
+                if tried is None:
+                    self.act(item, item.handshake.no_blocks)
+                else:
                     assert not self.waiting, "R5: a try overtook somebody who waits"
                     assert len(tried.blocks) == self.wanted(item), "R5: a part was granted"
                     self.act(item, lambda: item.handshake.granted(tried))

@@ -175,8 +175,7 @@ async def hand_over(
             match action:
                 case TryGrant():
                     more = receiving.assembler.try_grant(transfer_id, len(rows))
-                    if more is not None:
-                        await act(handshake.granted(more))
+                    await act(handshake.granted(more) if more else handshake.no_blocks())
                 case WaitForGrant(sent_tokens):
                     more = await receiving.assembler.resume(transfer_id, sent_tokens, len(rows))
                     await act(handshake.granted(more))
@@ -184,9 +183,10 @@ async def hand_over(
                     writing.writer.forward(more)
 
     sized = Sized(total_tokens=len(rows), grid=(1, 2, 2), content_hash="0" * 16)
-    await act(handshake.sized(sized))
-    async for sent in outgoing.send(rows):
-        await act(handshake.sent(sent))
+    async with asyncio.TaskGroup() as tasks:  # what waits for blocks must not hold the writer up
+        tasks.create_task(act(handshake.sized(sized)))
+        async for sent in outgoing.send(rows):
+            tasks.create_task(act(handshake.sent(sent)))
     got = await receiving.assembler.take(transfer_id)
     await writing.writer.close(transfer_id)
     receiving.assembler.drop(transfer_id)

@@ -205,6 +205,7 @@ async def test_a_request_goes_to_another_prefill_worker(op: str) -> None:
     async def long(request: dict[str, Any]) -> AsyncIterator[Any]:
         yield dump(Sized(total_tokens=20, grid=(1, 4, 20), content_hash="0" * 16))
         yield dump(Sent(generation=0, sent_tokens=16, num_bytes=8))
+        await asyncio.Event().wait()
 
     encode = FakePeer(ENCODE, long if op == "resume" else _encode)
     graph = Graph(encode=encode, control=Faulty(PREFILL, small, refuses))
@@ -364,6 +365,7 @@ async def test_a_transfer_that_the_prefill_worker_gave_up_is_moved_once_more(
 
     async def long(request: dict[str, Any]) -> AsyncIterator[Any]:
         yield dump(Sized(total_tokens=20, grid=(1, 4, 20), content_hash="0" * 16))
+        await asyncio.Event().wait()
 
     graph = Graph(encode=Faulty(ENCODE, _encode, long), control=FakePeer(PREFILL, gives_up))
     assert (await graph.ask())[-1]["finish_reason"] == "stop"

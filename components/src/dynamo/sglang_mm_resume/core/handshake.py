@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The processor's side of one transfer: when to ask for more blocks, and how.
 
-Every method takes what just happened and returns what to do next. While the writer still has a
-grant to fill, more room is *tried* for (never waited for, R4); once it has none, the transfer is
-*resumed*: its own blocks come home first, then it queues.
+Every method takes what just happened and returns what to do next. While tokens have no grant yet,
+more room is *tried* for, which never waits. Where there is none, the transfer is *resumed*: as soon
+as its own blocks are home it queues, and not before (R4). That is asked for at once, while the
+writer fills what it has, so that the answer is on its way when the blocks are.
 """
 
 from dataclasses import dataclass
@@ -16,14 +17,14 @@ from dynamo.sglang_mm_resume.core.transitions import SHAKING, Shaking, ShakingEv
 
 @dataclass(frozen=True, slots=True)
 class TryGrant:
-    """Ask for the rest without waiting."""
+    """Ask for the rest without waiting, then say `granted` or `no_blocks`."""
 
     sent_tokens: int
 
 
 @dataclass(frozen=True, slots=True)
 class WaitForGrant:
-    """Ask for the rest and wait: the writer has nothing left to fill."""
+    """Ask for the rest after `sent_tokens`, those of all grants so far, and wait for it."""
 
     sent_tokens: int
 
@@ -86,13 +87,15 @@ class Handshake:
         self._outstanding.discard(message.generation)
         self.sent_tokens = max(self.sent_tokens, message.sent_tokens)
         self.num_bytes += message.num_bytes
-        if self._outstanding:
-            return self._ahead()
-        if not self._missing:
+        if not self._outstanding and not self._missing:
             self._move(ShakingEvent.FINISH)
             return []
-        self._move(ShakingEvent.EXHAUST)
-        return [WaitForGrant(self.sent_tokens)]
+        return self._ahead()
+
+    def no_blocks(self) -> list[Action]:
+        """A try brought nothing."""
+        self._move(ShakingEvent.NO_BLOCKS)
+        return [WaitForGrant(self._granted_tokens)]
 
     @property
     def _missing(self) -> int:
@@ -100,8 +103,11 @@ class Handshake:
 
     def _ahead(self) -> list[Action]:
         # One grant in hand beside the one being filled is enough to keep the writer busy.
-        wanted = self._missing and len(self._outstanding) < 2
-        return [TryGrant(self.sent_tokens)] if wanted else []
+        asking = self.state is not Shaking.SENDING
+        if asking or not self._missing or len(self._outstanding) > 1:
+            return []
+        self._move(ShakingEvent.TRY)
+        return [TryGrant(self.sent_tokens)]
 
     def _move(self, event: ShakingEvent) -> None:
         self.state = step(SHAKING, self.state, event)

@@ -181,10 +181,11 @@ class Granted(Message):
 
 
 class Resume(Message):
-    """Ask for room for what remains after `sent_tokens`.
+    """Ask for room for what remains.
 
-    `wait` False is the try-grant: blocks at once or `NoBlocks` (R4). With `wait` True the
-    receiver first takes back every block of the transfer, then queues it.
+    `wait` False is the try-grant: blocks at once or `NoBlocks` (R4). With `wait` True, the receiver
+    waits until every block of the transfer is home and `sent_tokens` have come, those of all its
+    grants, then queues it.
     """
 
     op: Literal["resume"] = "resume"

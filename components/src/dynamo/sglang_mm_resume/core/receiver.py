@@ -123,6 +123,8 @@ class _Transfer:
     open: dict[int, _OpenGrant] = field(default_factory=dict)
     total_tokens: int | None = None
     granted_tokens: int = 0
+    queued_at: float = 0.0
+    waited_s: float = 0.0
 
     @property
     def transfer_id(self) -> str:
@@ -162,7 +164,7 @@ class Receiver:
                 "(--mm-resume-max-waiting-transfers): try again later",
             )
         deadline = now + self.limits.wait_timeout_s
-        self._live[transfer_id] = _Transfer(message, Receiving.WAITING, deadline)
+        self._live[transfer_id] = _Transfer(message, Receiving.WAITING, deadline, queued_at=now)
         self._queue.push(transfer_id, self.pool.default_blocks, message.priority)
         return self._pump(now)
 
@@ -304,6 +306,12 @@ class Receiver:
         """The writer of every transfer that is not closed."""
         return {transfer.reserve.writer_instance_id for transfer in self._live.values()}
 
+    def waited_s(self, transfer_id: str) -> float:
+        """Seconds that a transfer queued for its last grant; not the time until its blocks were
+        home, which is its writer's. Raises `Refused` if it is not live.
+        """
+        return self._require(transfer_id).waited_s
+
     @property
     def num_waiting(self) -> int:
         return len(self._queue)
@@ -380,15 +388,18 @@ class Receiver:
             return [Completed(transfer.transfer_id)]
         if transfer.state is Receiving.WAITING:
             wanted = self._blocks_wanted(transfer)
+            transfer.queued_at = now
             self._queue.push(transfer.transfer_id, wanted, transfer.reserve.priority)
             return self._pump(now)
         return []
 
     def _pump(self, now: float) -> list[Effect]:
-        return [
-            GrantMade(transfer_id, self._give(self._live[transfer_id], lease, now))
-            for transfer_id, lease in self._queue.pump()
-        ]
+        effects: list[Effect] = []
+        for transfer_id, lease in self._queue.pump():
+            transfer = self._live[transfer_id]
+            transfer.waited_s = now - transfer.queued_at
+            effects.append(GrantMade(transfer_id, self._give(transfer, lease, now)))
+        return effects
 
     def _give(self, transfer: _Transfer, lease: Lease, now: float) -> Grant:
         grant = Grant(

@@ -101,24 +101,27 @@ class Shaking(Enum):
 
     RESERVING = "reserving"  # the default grant is asked for
     ENCODING = "encoding"  # granted; the length is unknown
-    SENDING = "sending"  # the length is known, the writer has a grant to fill
-    RESUMING = "resuming"  # the writer has none; blocks are asked for, waiting
+    SENDING = "sending"  # the length is known, and no more is asked for
+    TRYING = "trying"  # more blocks are asked for, at once or not at all
+    RESUMING = "resuming"  # more blocks are asked for, as soon as they can be had
     DONE = "done"  # every token is sent
 
 
 class ShakingEvent(Enum):
     GRANT = "grant"
     SIZE = "size"
-    EXHAUST = "exhaust"
+    TRY = "try"
+    NO_BLOCKS = "no_blocks"
     FINISH = "finish"
 
 
 SHAKING: Final[Mapping[tuple[Shaking, ShakingEvent], Shaking]] = {
     (Shaking.RESERVING, ShakingEvent.GRANT): Shaking.ENCODING,
     (Shaking.ENCODING, ShakingEvent.SIZE): Shaking.SENDING,
-    (Shaking.SENDING, ShakingEvent.GRANT): Shaking.SENDING,
-    (Shaking.SENDING, ShakingEvent.EXHAUST): Shaking.RESUMING,
+    (Shaking.SENDING, ShakingEvent.TRY): Shaking.TRYING,
     (Shaking.SENDING, ShakingEvent.FINISH): Shaking.DONE,
+    (Shaking.TRYING, ShakingEvent.GRANT): Shaking.SENDING,
+    (Shaking.TRYING, ShakingEvent.NO_BLOCKS): Shaking.RESUMING,
     (Shaking.RESUMING, ShakingEvent.GRANT): Shaking.SENDING,
 }
 

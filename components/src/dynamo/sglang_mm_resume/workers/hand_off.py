@@ -10,8 +10,8 @@ be tried on another prefill worker (workers/processor.py).
 import asyncio
 import logging
 import uuid
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -137,6 +137,7 @@ class Item:
     handshake: Handshake = field(default_factory=lambda: Handshake(uuid.uuid4().hex))
     sized: Sized | None = None
     waited_s: float = 0.0
+    acting: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     def begin_anew(self, budget: PromptBudget) -> None:
         """As a transfer of its own; `budget` forgets what the first attempt has added to it."""
@@ -276,13 +277,14 @@ class HandOff:
             prompt_tokens=destination.budget.prompt_tokens,
             max_prompt_tokens=granted.max_prompt_tokens,
         )
-        async with aclosing(self._events(message, encode)) as events:
+        async with _together() as tasks, aclosing(self._events(message, encode)) as events:
             async for event in events:
                 actions = self._react(item, event, destination.budget)
-                await self._act(item, destination.prefill, encode, actions)
-        if shake.state is not Shaking.DONE:
-            error = TransferFailed(f"ended early: {shake.state.value}")
-            raise _EncodeFailed(encode, error)
+                if actions:  # not here: what waits for blocks must hear of the writer's end
+                    tasks.create_task(self._act(item, destination.prefill, encode, actions))
+            if shake.state is not Shaking.DONE:
+                error = TransferFailed(f"ended early: {shake.state.value}")
+                raise _EncodeFailed(encode, error)
 
     async def _events(self, message: Encode, encode: int) -> AsyncGenerator[Sized | Sent, None]:
         """What the encode worker reports. Raises `_EncodeFailed` if another might do better."""
@@ -316,16 +318,21 @@ class HandOff:
         return item.handshake.sized(event)
 
     async def _act(self, item: Item, prefill: int, encode: int, actions: list[Action]) -> None:
-        """Carry out what the handshake wants, and what follows from that."""
+        """Carry out what the handshake wants, and what follows from that: in order, as grants
+        must reach the writer in theirs.
+        """
         pending = list(actions)
-        while pending:
-            action = pending.pop(0)
-            if isinstance(action, ForwardGrant):
-                await self._forward(encode, Forward(grant=action.grant))
-                continue
-            answer = await self._resume(item, prefill, encode, action)
-            if isinstance(answer, Granted):
-                pending += item.handshake.granted(answer.grant)
+        async with item.acting:
+            while pending:
+                action = pending.pop(0)
+                if isinstance(action, ForwardGrant):
+                    await self._forward(encode, Forward(grant=action.grant))
+                    continue
+                answer = await self._resume(item, prefill, encode, action)
+                if isinstance(answer, Granted):
+                    pending += item.handshake.granted(answer.grant)
+                else:
+                    pending += item.handshake.no_blocks()
 
     async def _resume(
         self, item: Item, prefill: int, encode: int, action: TryGrant | WaitForGrant
@@ -396,6 +403,16 @@ class HandOff:
             )
         except ResumeError as error:  # its own deadlines will do it
             logger.warning("prefill worker %s did not take an abort: %s", prefill, error)
+
+
+@asynccontextmanager
+async def _together() -> AsyncIterator[asyncio.TaskGroup]:
+    """Tasks that end with the block; the first error, of one of them or of the block, ends all."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            yield tasks
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
 
 
 def _resume_message(item: Item, action: TryGrant | WaitForGrant) -> Resume:

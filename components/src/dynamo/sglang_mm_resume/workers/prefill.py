@@ -9,7 +9,6 @@ Dynamo's `PrefillWorkerHandler`.
 
 import asyncio
 import logging
-import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -34,6 +33,7 @@ from dynamo.sglang_mm_resume.core.messages import (
     Abort,
     Close,
     Done,
+    Grant,
     Granted,
     Hello,
     Media,
@@ -213,7 +213,6 @@ class TransferHandler:
         )
 
     async def _grant(self, message: Reserve | Resume) -> Granted | NoBlocks:
-        started = time.monotonic()
         if isinstance(message, Reserve):
             self._admission.require_open()
             grant = await self._assembler.reserve(message)
@@ -223,14 +222,15 @@ class TransferHandler:
             )
         else:
             tried = self._assembler.try_grant(message.transfer_id, message.total_tokens)
-            if tried is None:
-                return NoBlocks()
-            grant = tried
+            return NoBlocks() if tried is None else self._granted(tried, waited_s=0.0)
+        return self._granted(grant, self._assembler.receiver.waited_s(message.transfer_id))
+
+    def _granted(self, grant: Grant, waited_s: float) -> Granted:
         return Granted(
             grant=grant,
             receiver=self._name,
             max_prompt_tokens=self._max_prompt_tokens,
-            waited_s=time.monotonic() - started,
+            waited_s=waited_s,
         )
 
 
