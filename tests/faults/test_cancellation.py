@@ -75,8 +75,12 @@ def test_while_loading_and_while_queued_for_blocks(stack: LocalStack) -> None:
 def test_in_the_tower(stack: LocalStack) -> None:
     """It is busy with one picture at a time: those that nobody wants any more are not begun."""
     workers = encode_workers(stack)
+    # Equal ones would go to one worker, and through its tower together.
+    pictures = [patchwork(700 + i, 4, 4) for i in range(2 * len(workers))]
     with holding(stack, Moment.IN_THE_TOWER) as hold:
-        with asking(stack, [data_url(SMALL)], QUESTION, 1, count=2 * len(workers)):
+        with ExitStack() as clients:
+            for picture in pictures:
+                clients.enter_context(asking(stack, [data_url(picture)], QUESTION, 1))
             _see(lambda: [len(transfers) for transfers in _encoding(stack)] == [2, 2])
         home_after(stack, time.monotonic(), HOME_DEADLINE_S)
     for _ in workers:  # they take turns

@@ -106,7 +106,11 @@ FAULTS = Deployment(
         # One large transfer is granted six of the eight blocks: in quarantine they leave two.
         *("--mm-resume-max-quarantined-fraction", "0.75"),
     ),
-    processor=("--mm-bootstrap-timeout", "8", "--mm-heartbeat-interval", "1"),
+    processor=(
+        *("--mm-bootstrap-timeout", "8"),
+        *("--mm-heartbeat-interval", "1"),
+        "--no-mm-resume-embedding-cache",  # all encode workers take turns
+    ),
     env=(LOCAL_URLS,),
     frontend_module="dynamo.sglang_mm_resume.frontend",
     encode_module=holds.ENCODE_MODULE,

@@ -180,7 +180,8 @@ EMBEDDING_CACHE = _new(
     "embedding_cache",
     "yes or no",
     "Encode worker: finished embeddings stay in the pool until their blocks are needed, so that "
-    "a picture which comes again is not encoded again.",
+    "a picture which comes again is not encoded again. Processor: such a picture goes to the "
+    "encode worker that had it last.",
 )
 CHECKSUM = _new(
     "checksum",

@@ -224,7 +224,7 @@ class HandOff:
         tried: set[int] = set()
         while True:
             try:
-                favourite = self._affinity.worker_of(item.media)
+                favourite = self._favourite(item.media)
                 async with self._encode_workers.borrow(item.encode, tried, favourite) as encode:
                     self._affinity.remember(item.media, encode)
                     await self._attempt(item, destination, encode)
@@ -242,6 +242,9 @@ class HandOff:
         self.totals.items += 1
         self.totals.rounds += item.handshake.rounds
         self.totals.bytes += item.handshake.num_bytes
+
+    def _favourite(self, media: Media) -> int | None:
+        return self._affinity.worker_of(media) if self._settings.embedding_cache else None
 
     async def _attempt(self, item: Item, destination: Destination, encode: int) -> None:
         """By one encode worker. Whatever ends it early, nothing of it stays (R16)."""
