@@ -43,6 +43,9 @@ def test_tokens_come_one_by_one(stack: LocalStack) -> None:
         assert b'"choices"' in next(events)
         assert b'"choices"' in next(events)
         assert status(stack, "prefill")["engine_requests"] == 1
+    answer = ask(stack.base_url, MODEL_NAME, [], QUESTION, 200, stream=True, ignore_eos=True)
+    assert answer.ok, answer.raw
+    assert answer.num_chunks > 100
 
 
 @unary_and_stream

@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from multiprocessing.connection import Connection
@@ -28,6 +29,7 @@ from dynamo.sglang_mm_resume.core.handshake import (
 )
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.core.transitions import Shaking
+from dynamo.sglang_mm_resume.transport.nixl_agent import BUSY_POLL_S
 from tests.transport.pair import (
     BLOCK_SIZE,
     DEADLINE_S,
@@ -174,6 +176,7 @@ def stop_between_posts(side: WritingSide) -> None:
     def let_the_first_end() -> None:
         while side.agent.num_in_flight:
             side.agent._poll_flights()
+            time.sleep(BUSY_POLL_S)
         _stop_here()
 
     _call_at(side.agent, "_post", 3, before=let_the_first_end)
