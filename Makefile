@@ -74,9 +74,9 @@ bench-http: $(STAMP) ## Measure whole graphs over HTTP, ours and Dynamo's own, f
 soak: $(STAMP) ## Load the graph for ten minutes while faults are injected (ARGS="--minutes 2")
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-wheel: $(STAMP) ## Build dist/*.whl
-	@$(BIN)/uv build --quiet --wheel --no-build-isolation --python $(BIN)/python --out-dir dist .
-	@ls dist/*.whl
+wheel: $(STAMP) ## Build dist/*.whl and dist/*.tar.gz
+	@$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist .
+	@ls dist/*.whl dist/*.tar.gz
 
 clean: ## Remove what was built, and the caches; .venv stays
 	@rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

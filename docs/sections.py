@@ -2,33 +2,40 @@
 # SPDX-License-Identifier: Apache-2.0
 """Sections of the documents that a script generates, between two markers.
 
-A script that calls `main` prints its section, `--write` puts it into the document, and `--check`
+A script that calls `main` prints its sections, `--write` puts them into the document, and `--check`
 fails where the document has another text.
 """
 
 import argparse
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
 def main(document: Path, name: str, text: str, argv: Sequence[str] | None = None) -> int:
-    """The command line of a generating script; returns its exit code."""
-    parser = argparse.ArgumentParser(description=f"Generate the section '{name}' of {document}.")
+    """The command line of a script that generates one section; returns its exit code."""
+    return main_of(document, {name: text}, argv)
+
+
+def main_of(document: Path, sections: Mapping[str, str], argv: Sequence[str] | None = None) -> int:
+    """The same for several sections of one document: their texts by their names."""
+    names = ", ".join(f"'{name}'" for name in sections)
+    parser = argparse.ArgumentParser(description=f"Generate the section {names} of {document}.")
     mode = parser.add_mutually_exclusive_group()
     mode.add_argument("--write", action="store_true", help="replace the section in the document")
     mode.add_argument("--check", action="store_true", help="fail if the section is stale")
     arguments = parser.parse_args(argv)
     if not (arguments.write or arguments.check):
-        print(text)
+        print("\n\n".join(sections.values()))
         return 0
-    old = document.read_text(encoding="utf-8")
-    new = replaced(old, name, text)
+    old = new = document.read_text(encoding="utf-8")
+    for name, text in sections.items():
+        new = replaced(new, name, text)
     if arguments.write:
         document.write_text(new, encoding="utf-8")
     elif new != old:
-        print(f"{document}: the section '{name}' is stale: run with --write", file=sys.stderr)
+        print(f"{document}: the section {names} is stale: run with --write", file=sys.stderr)
         return 1
     return 0
 

@@ -347,6 +347,9 @@ def _keep(stack: LocalStack, picture_url: str, question: str) -> None:
     # Not through the console, which would break the long line.
     print(f"curl -s {stack.base_url}/chat/completions -H 'Content-Type: application/json' \\")
     print(f"  -d '{quoted}'", flush=True)
+    console.print("\nWatch pools and transfers in another terminal:\n")
+    urls = ",".join(url.removeprefix("http://") for url in stack.worker_urls.values())
+    print(f"{sys.executable} -m dynamo.sglang_mm_resume.top --url {urls}", flush=True)
     console.print(f"\nLogs: {stack.log_dir}. Ctrl-C stops everything.")
     try:
         while True:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 TESTS = Path(__file__).parent
 ROOT = TESTS.parent
-WHOLE_STACK = (TESTS / "integration", TESTS / "faults")
+WHOLE_STACK = (TESTS / "integration", TESTS / "faults", TESTS / "examples")
 TRAINED_MODEL = ROOT / "examples" / "demo_model" / "weights"
 
 # A start of the deployment alone takes a minute or two where others use the machine as well.

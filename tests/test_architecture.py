@@ -152,7 +152,7 @@ def test_dynamo_stays_a_namespace() -> None:
 
 PYTHON_FILES = sorted(
     path
-    for folder in ("components", "tests", "examples", "benchmarks")
+    for folder in ("components", "tests", "examples", "benchmarks", "deploy")
     for path in (ROOT / folder).rglob("*.py")
     if not any(part.startswith(".") for part in path.relative_to(ROOT).parts)
 )

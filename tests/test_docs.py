@@ -6,10 +6,10 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 from pydantic import BaseModel
 
 from dynamo.sglang_mm_resume.core import messages
@@ -19,9 +19,15 @@ from dynamo.sglang_mm_resume.core.layout import Layout
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "components" / "src" / "dynamo" / "sglang_mm_resume"
 PROTOCOL = ROOT / "docs" / "protocol.md"
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SCRIPTS = sorted((ROOT / "docs").glob("*.py"))
+FOLDER = ROOT / "docs"
+DOCUMENTS = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *sorted(FOLDER.glob("*.md")),
+]
+SCRIPTS = sorted(FOLDER.glob("*.py"))
 GENERATORS = [script for script in SCRIPTS if script.name.startswith("make_")]
+# What generated figures are from.
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 # Code may cite rules and sections, and so may tests.
 CITING = [
     path for folder in (PACKAGE, ROOT / "tests", ROOT / "examples") for path in folder.rglob("*.py")
@@ -57,12 +63,11 @@ def test_generated_sections_are_current(script: Path) -> None:
 
 @pytest.mark.parametrize("script", GENERATORS, ids=name_of)
 def test_a_stale_section_is_found_and_renewed(script: Path, tmp_path: Path) -> None:
-    for path in (*SCRIPTS, PROTOCOL):
-        copy = tmp_path / "docs" / path.name
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_text(stale(path.read_text()) if path == PROTOCOL else path.read_text())
-    (tmp_path / "README.md").write_text(stale((ROOT / "README.md").read_text()))
-    copied = tmp_path / "docs" / script.name
+    for path in (*SCRIPTS, *DOCUMENTS, *RESULTS):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True, parents=True)
+        copy.write_text(stale(path.read_text()) if path in DOCUMENTS else path.read_text())
+    copied = tmp_path / script.relative_to(ROOT)
     outcome = run(copied, "--check")
     assert outcome.returncode == 1
     assert "is stale: run with --write" in outcome.stderr
@@ -177,17 +182,36 @@ def _forms(line: str) -> tuple[str, ...]:
     return line, re.sub(r"^\w+", "…", line), re.sub(r"^\w+ worker", "…", line)
 
 
-def test_metrics_that_are_named_exist() -> None:
-    from dynamo.sglang_mm_resume import metrics
-    from dynamo.sglang_mm_resume.transport.assembler import Totals
-    from dynamo.sglang_mm_resume.transport.writer import WriterTotals
-    from dynamo.sglang_mm_resume.workers.hand_off import HandOffTotals
-    from dynamo.sglang_mm_resume.workers.presence import PresenceTotals
-    from dynamo.sglang_mm_resume.workers.processor import ProcessorTotals
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_metrics_that_are_named_exist(document: Path) -> None:
+    from dynamo.sglang_mm_resume.metrics import CATALOGUE, PREFIX
 
-    totals = (Totals, WriterTotals, HandOffTotals, ProcessorTotals, PresenceTotals)
-    known = {f"{field.name}_total" for kind in totals for field in fields(kind)}
-    known |= {"refusals_total", "oddities_total", "limit", "pool_blocks", *metrics._GAUGES}
-    named = set(re.findall(r"`mm_resume_(\w+)", FAILURES.read_text()))
-    assert len(named) > 5
-    assert named <= known
+    known = {metric.full_name.removeprefix(PREFIX) for metric in CATALOGUE}
+    known |= {f"{m.name}_{part}" for m in CATALOGUE for part in ("bucket", "sum", "count")}
+    text = document.read_text(encoding="utf-8")
+    pairs = re.findall(r"`mm_resume_([a-z_]+)[`{]|dynamo_component_mm_resume_([a-z_]+)", text)
+    named = {short or whole for short, whole in pairs} - {"", "local"}  # a key of a request
+    assert named - known == set()
+    assert document != FAILURES or len(named) > 5
+
+
+FORMS = sorted((ROOT / ".github" / "ISSUE_TEMPLATE").glob("*.yml"))
+
+
+@pytest.mark.parametrize("form", FORMS, ids=name_of)
+def test_an_issue_form_is_one_that_github_shows(form: Path) -> None:
+    content = yaml.safe_load(form.read_text())
+    assert {"name", "description", "body"} <= set(content)
+    fields = [entry for entry in content["body"] if entry["type"] != "markdown"]
+    assert {entry["type"] for entry in fields} <= {"input", "textarea", "dropdown", "checkboxes"}
+    ids = [entry["id"] for entry in fields]
+    assert len(ids) == len(set(ids)) > 0
+    assert all(entry["attributes"]["label"] for entry in fields)
+
+
+def test_issue_forms_and_check_lists_name_files_that_exist() -> None:
+    assert len(FORMS) == 3
+    named = r"\b(?:docs/[\w.-]+\.\w+|README\.md|CHANGELOG\.md)"
+    for path in (ROOT / ".github").rglob("*.*"):
+        for name in re.findall(named, path.read_text()):
+            assert (ROOT / name).is_file(), f"{path.name}: {name}"

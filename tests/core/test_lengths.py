@@ -26,3 +26,11 @@ def test_old_lengths_are_forgotten() -> None:
     for tokens in [9000] * WINDOW + [64] * WINDOW:
         lengths.add(tokens)
     assert lengths.usual == 64
+
+
+def test_how_many_there_were_and_the_longest() -> None:
+    lengths = RecentLengths()
+    assert (len(lengths), lengths.longest) == (0, None)
+    for tokens in (64, 900, 128):
+        lengths.add(tokens)
+    assert (len(lengths), lengths.longest) == (3, 900)

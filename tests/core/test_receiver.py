@@ -4,6 +4,7 @@
 
 import math
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 
@@ -91,7 +92,7 @@ def test_the_default_grant_is_made_at_once() -> None:
 def test_an_embedding_in_one_grant() -> None:
     receiver = a_receiver()
     effects = fill(receiver, grant_of(reserve(receiver)), 7)
-    assert effects == [Completed(A)]
+    assert effects == [Completed(A, total_tokens=7, rounds=1)]
     assert receiver.live == {A: Receiving.COMPLETE}
     assert receiver.pool.stats().free == 4
     receiver.take(A)
@@ -108,7 +109,18 @@ def test_chunks_complete_a_transfer_in_any_order() -> None:
     for chunk in (second, first):
         receiver.landed(notice_of(grant, chunk, 7), START)
     assert receiver.copied(A, first, START) == []
-    assert receiver.copied(A, second, START) == [Completed(A)]
+    assert receiver.copied(A, second, START) == [Completed(A, total_tokens=7, rounds=1)]
+
+
+def test_a_grant_says_how_long_it_was_waited_for_and_the_last_how_many_there_were() -> None:
+    receiver = a_receiver(num_blocks=2)
+    first = grant_of(reserve(receiver, A, START - 5))
+    assert reserve(receiver, B, START - 3) == []
+    assert fill(receiver, first, 12) == [GrantMade(B, ANY, waited_s=3.0)]
+    assert receiver.resume(A, 8, 12, START - 1) == []
+    ended, resumed = receiver.abort(B, True, ABORTED, START)
+    assert (ended, resumed) == (Ended(B, ABORTED), GrantMade(A, ANY, waited_s=1.0))
+    assert fill(receiver, grant_of([resumed]), 12) == [Completed(A, total_tokens=12, rounds=2)]
 
 
 def test_blocks_come_home_before_a_resume_waits() -> None:
@@ -460,6 +472,29 @@ def test_a_default_grant_is_an_eighth_of_the_pool_at_most() -> None:
 def test_default_grants_stay_as_configured_otherwise() -> None:
     receiver = a_receiver(num_blocks=40, default_blocks=2)
     assert [_transferred(receiver, f"transfer-{i}", 9) for i in range(20)] == [2] * 20
+
+
+def test_lengths_are_remembered_whether_grants_follow_them_or_not() -> None:
+    receiver = a_receiver(num_blocks=40, default_blocks=2)
+    for i, total in enumerate((9, 60, 3)):
+        _transferred(receiver, f"transfer-{i}", total)
+    assert (len(receiver.lengths), receiver.lengths.longest) == (3, 60)
+
+
+def test_the_peak_counts_transfers_that_have_or_want_blocks() -> None:
+    receiver = a_receiver(num_blocks=4, default_blocks=2)
+    assert receiver.peak_transfers == 0
+    fill(receiver, grant_of(reserve(receiver, A)), 7)
+    assert receiver.live[A] is Receiving.COMPLETE  # it needs no block any more
+    for name in (B, C):
+        reserve(receiver, name)
+    assert receiver.peak_transfers == 2
+    assert reserve(receiver, "waits-for-blocks") == []
+    assert receiver.peak_transfers == 3
+    for name in (B, C):
+        receiver.abort(name, True, ABORTED, START)
+    reserve(receiver, "a-later-one")
+    assert receiver.peak_transfers == 3
 
 
 def _transferred(receiver: Receiver, name: str, total: int) -> int:

@@ -538,7 +538,8 @@ class World:
         for effect in effects:
             item = self.items[effect.transfer_id]
             match effect:
-                case GrantMade(_, grant):
+                case GrantMade(_, grant, waited_s):
+                    assert waited_s >= 0
                     self.processor_granted(item, grant)
                 case CopyOut(_, chunk, total_tokens):
                     key = (chunk.generation, chunk.index)
@@ -546,8 +547,9 @@ class World:
                     assert key not in item.copied_out, "R9: copied out twice"
                     item.copied_out.add(key)
                     item.copies.append(effect)
-                case Completed():
+                case Completed(_, total_tokens, rounds):
                     assert not item.completed
+                    assert (total_tokens, rounds) == (item.total_tokens, item.handshake.rounds)
                     item.completed = True
                 case Ended(_, error):
                     assert item.ended is None, "ended twice"

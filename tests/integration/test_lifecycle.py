@@ -30,12 +30,6 @@ SLOW_IMAGE = patchwork(8, 40, 40)
 """6,400 patches: seconds in the tower, twelve pools' worth of tokens."""
 SEEN_DEADLINE_S = 60.0
 ANSWER_DEADLINE_S = 120.0
-METRICS = "dynamo_component_mm_resume_"
-FAMILIES = {
-    "processor": ("requests", "tasks", "rounds_total", "bytes_total", "errors_total"),
-    "encode": ("pool_blocks", "pool_size_blocks", "transfers", "bytes_total", "refusals_total"),
-    "prefill": ("pool_blocks", "pool_size_blocks", "waiting", "assembled_tokens", "resumes_total"),
-}
 
 
 def test_listed_only_when_every_worker_is_live(keeper: Keeper) -> None:
@@ -56,17 +50,6 @@ def test_listed_only_when_every_worker_is_live(keeper: Keeper) -> None:
 def test_healthy_once_ready(stack: LocalStack, path: str) -> None:
     for urls in stack.system_urls.values():
         assert [get(f"{url}/{path}").status_code for url in urls] == [200]
-
-
-@pytest.mark.parametrize("role", list(FAMILIES))
-def test_metrics(stack: LocalStack, role: str) -> None:
-    assert _ask(stack).ok
-    (url,) = stack.system_urls[role]
-    text = get(f"{url}/metrics").text
-    families = {line.split()[2] for line in text.splitlines() if line.startswith("# TYPE ")}
-    assert {METRICS + name for name in FAMILIES[role]} <= families
-    samples = [line for line in text.splitlines() if line.startswith(METRICS)]
-    assert all(f'model="{MODEL_NAME}"' in line for line in samples)
 
 
 def test_encode_worker_ends_and_comes_back(stack: LocalStack, oracle: Oracle) -> None:

@@ -12,6 +12,7 @@ from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
 from tests.support.deployments import MODEL_NAME, ONE_BLOCK
 from tests.support.exact import assert_exact
+from tests.support.metrics import risen
 from tests.support.oracle import Oracle
 from tests.support.pictures import num_tokens, patchwork
 from tests.support.worker_status import status
@@ -26,10 +27,16 @@ QUESTION = "What is this?"
 @pytest.mark.parametrize("size", [(4, 4), (5, 4), (20, 15)], ids=["one-block", "two", "nineteen"])
 def test_every_size_is_exact(stack: LocalStack, oracle: Oracle, size: tuple[int, int]) -> None:
     image = patchwork(sum(size), *size)
-    answer = _ask(stack, [data_url(image)])
+    with risen(stack) as counts:
+        answer = _ask(stack, [data_url(image)])
     assert_exact(answer, oracle.generate([image], QUESTION, MAX_TOKENS))
     assert answer.engine_data is not None
-    assert answer.engine_data["mm_resume"]["rounds"] == -(-num_tokens(image) // BLOCK_SIZE)
+    rounds = -(-num_tokens(image) // BLOCK_SIZE)
+    assert answer.engine_data["mm_resume"]["rounds"] == rounds
+    found = counts["prefill"]
+    assert found["embedding_rounds_sum"] == rounds
+    resumed = ("resumes_total", 'buffer_wait_seconds_count{kind="resume"}')
+    assert [found.get(name, 0) for name in resumed] == [rounds - 1, rounds - 1]
 
 
 def test_four_at_once_share_the_block(stack: LocalStack, oracle: Oracle) -> None:

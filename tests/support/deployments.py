@@ -15,6 +15,7 @@ import pytest
 from examples import local_stack
 from examples.local_stack import LocalStack, StackConfig
 from tests.support import holds
+from tests.support.spans import SpanCollector
 
 MODEL_NAME = "tiny-vlm"
 READY_DEADLINE_S = 300.0
@@ -40,6 +41,8 @@ class Deployment:
     num_encode: int = 1
     num_prefill: int = 1
     num_decode: int = 0
+    traced: bool = False
+    """Export spans to `Keeper.spans`."""
 
 
 def pool_args(block_size: int, default_blocks: int, buffers: int) -> tuple[str, ...]:
@@ -62,6 +65,7 @@ SMALL_POOL = Deployment(
     prefill=("--context-length", str(CONTEXT_LENGTH)),
     processor=("--mm-resume-max-media-items", "4"),
     env=(LOCAL_URLS,),
+    traced=True,
 )
 ONE_BLOCK = Deployment("one-block", workers=pool_args(block_size=16, default_blocks=1, buffers=1))
 SLOT_TOKENS = 64
@@ -153,6 +157,8 @@ class Keeper:
         self._log_root = log_root
         self._running: tuple[Deployment, LocalStack] | None = None
         self._starts = 0
+        self.spans: SpanCollector | None = None
+        """Of the deployment that runs, if it is traced."""
 
     def get(self, deployment: Deployment) -> LocalStack:
         """The deployment, ready; started unless it is the one that runs."""
@@ -178,11 +184,16 @@ class Keeper:
             _, stack = self._running
             self._running = None
             stack.stop()
+        if self.spans is not None:
+            self.spans.close()
+            self.spans = None
 
     def _make(self, deployment: Deployment) -> LocalStack:
         log_dir = self._log_root / f"{self._starts}-{deployment.name}"
         holds_dir = log_dir / "holds"
         holds_dir.mkdir(parents=True)
+        self.spans = SpanCollector() if deployment.traced else None
+        tracing = self.spans.environment if self.spans else {}
         config = StackConfig(
             self._models[deployment.model],
             MODEL_NAME,
@@ -195,7 +206,7 @@ class Keeper:
             encode_args=deployment.workers,
             prefill_args=(*deployment.workers, *deployment.prefill),
             decode_args=(*deployment.workers, *deployment.prefill),
-            env={**dict(deployment.env), holds.FOLDER_ENV: str(holds_dir)},
+            env={**dict(deployment.env), **tracing, holds.FOLDER_ENV: str(holds_dir)},
             log_dir=log_dir,
         )
         with ExitStack() as patches:

@@ -29,13 +29,13 @@ async def _main(arguments: list[str]) -> None:
     pictures = [patchwork(i, *size) for i, size in enumerate(SIZES)]
     prepared = [await encoder.prepare(picture) for picture in pictures]
     singly = [await encoder.encode(one) for one in prepared]
-    batches = encoder.batches.count
+    batches = encoder.batches.sizes.count
     together = await asyncio.gather(*(encoder.encode(one) for one in prepared))
     pairs = list(zip(singly, together, strict=True))
     found = {
         "tokens": [one.total_tokens for one in prepared],
         "shapes": [[list(a.shape), list(b.shape)] for a, b in pairs],
-        "batches": [batches, encoder.batches.count - batches],
+        "batches": [batches, encoder.batches.sizes.count - batches],
         "largest": max(float(a.abs().max()) for a in singly),
         "difference": max(float((a - b).abs().max()) for a, b in pairs),
     }

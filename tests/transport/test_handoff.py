@@ -68,7 +68,7 @@ async def test_many_at_once_share_a_pool(receiver_blocks: int, writer_blocks: in
         for rows, (got, _) in zip(sent, results, strict=True):
             assert same_bits(got, rows)
         nothing_stays(receiving, writing)
-        assert receiving.assembler.totals.completed == len(lengths)
+        assert receiving.assembler.totals.embeddings_assembled == len(lengths)
 
 
 async def test_a_pool_that_is_used_again_carries_no_old_rows() -> None:

@@ -58,7 +58,7 @@ async def test_blocks_of_a_killed_writer_stay_away_until_its_death_is_certain() 
             transfer_id = granted.grant.transfer_id
             pipe.send(encode_of(1, 4 * BLOCK_SIZE, granted))
             token_bytes = side.memory.layout.token_bytes
-            while side.assembler.totals.bytes < 2 * BLOCK_SIZE * token_bytes:
+            while side.assembler.totals.bytes_assembled < 2 * BLOCK_SIZE * token_bytes:
                 await asyncio.sleep(0.005)
             writer.kill()
             await asyncio.get_running_loop().run_in_executor(None, writer.join, DEADLINE_S)

@@ -43,7 +43,7 @@ async def test_what_comes_meanwhile_goes_together() -> None:
     tower.let.set()
     assert await asyncio.gather(*first, *rest) == ["A", "B", "C", "D", "E"]
     assert tower.batches == [["a"], ["b", "c", "d"], ["e"]]
-    assert batches.count == 3
+    assert (batches.sizes.count, batches.sizes.sum) == (3, 5)
 
 
 async def test_a_batch_is_no_larger_than_allowed_unless_one_alone_is() -> None:

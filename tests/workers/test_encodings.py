@@ -127,7 +127,7 @@ async def test_equal_pictures_share_one_run(encodings: Encodings, tower: Tower, 
     *same, other = await asyncio.gather(*tasks)
     assert len({id(rows) for rows in same}) == 1 and other is not same[0]
     assert tower.decoded == [b"a", b"b"]
-    assert (encodings.totals.encodes, encodings.totals.shared) == (2, 2)
+    assert (encodings.totals.encodes, encodings.totals.encodes_shared) == (2, 2)
     assert all(kept.pins == 0 for kept in pool.kept.values())
 
 

@@ -3,14 +3,18 @@
 """`workers/lifecycle.py`: serving ends with its endpoints, a request's work with the request."""
 
 import asyncio
+import sys
 
 import pytest
 
+from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.errors import RETRYABLE, Refused
+from dynamo.sglang_mm_resume.workers import run as run_module
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     Admission,
     DrainFirst,
     RequestStopped,
+    WorkerLost,
     argument_errors,
     serve,
     until_stopped,
@@ -41,11 +45,42 @@ class NobodyThere:
 
 
 async def test_a_worker_that_is_stopped_before_its_peers_appear_ends() -> None:
-    stopped = asyncio.Event()
-    serving = asyncio.ensure_future(serve([stopped.wait()], wait_for_role(NobodyThere(), "a role")))
+    shutdown, stopped = asyncio.Event(), asyncio.Event()
+    registering = wait_for_role(NobodyThere(), "a role")
+    serving = asyncio.ensure_future(serve([stopped.wait()], registering, shutdown))
     await asyncio.sleep(0)
+    shutdown.set()
     stopped.set()
     await asyncio.wait_for(serving, DEADLINE_S)
+    assert asyncio.all_tasks() == {asyncio.current_task()}
+
+
+async def test_a_worker_that_serves_on_after_it_is_registered_ends_with_a_shutdown() -> None:
+    shutdown, stopped = asyncio.Event(), asyncio.Event()
+    registered = asyncio.Event()
+
+    async def register() -> None:
+        registered.set()
+
+    serving = asyncio.ensure_future(serve([stopped.wait()], register(), shutdown))
+    await asyncio.wait_for(registered.wait(), DEADLINE_S)
+    for _ in range(5):
+        await asyncio.sleep(0)
+    assert not serving.done()
+    shutdown.set()
+    stopped.set()
+    await asyncio.wait_for(serving, DEADLINE_S)
+
+
+@pytest.mark.parametrize("is_registered", [True, False])
+async def test_endpoints_that_stop_by_themselves_are_an_error(is_registered: bool) -> None:
+    """As Dynamo's do when it has lost its lease in etcd."""
+
+    async def registration() -> None:
+        await (asyncio.sleep(0) if is_registered else asyncio.Event().wait())
+
+    with pytest.raises(WorkerLost, match="lease in discovery is lost"):
+        await serve([asyncio.sleep(0.01)], registration(), asyncio.Event())
     assert asyncio.all_tasks() == {asyncio.current_task()}
 
 
@@ -54,7 +89,8 @@ async def test_a_registration_that_fails_ends_the_worker() -> None:
         raise RuntimeError("refused by the frontend")
 
     with pytest.raises(RuntimeError, match="refused by the frontend"):
-        await asyncio.wait_for(serve([asyncio.Event().wait()], fails()), DEADLINE_S)
+        serving = serve([asyncio.Event().wait()], fails(), asyncio.Event())
+        await asyncio.wait_for(serving, DEADLINE_S)
 
 
 async def test_work_ends_with_its_request() -> None:
@@ -117,3 +153,19 @@ async def test_a_worker_that_leaves_accepts_nothing_and_finishes_what_it_has_beg
         assert not idle.done()
     await asyncio.wait_for(idle, DEADLINE_S)
     assert caught.value.reason in RETRYABLE, "another worker will do it"
+
+
+def test_a_worker_that_is_lost_ends_with_one_line(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def worker(settings: Settings, rest: list[str]) -> None:
+        raise WorkerLost("the lease is gone")
+
+    monkeypatch.setattr(sys, "argv", ["worker"])
+    monkeypatch.setattr(run_module, "configure_dynamo_logging", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        run_module.run("worker", worker, lambda: None)
+    assert ended.value.code == 1
+    (record,) = [each for each in caplog.records if each.levelname == "ERROR"]
+    assert record.getMessage() == "the lease is gone"
+    assert record.exc_info is None

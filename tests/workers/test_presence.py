@@ -66,11 +66,11 @@ class FakeEndpoint:
 class Side:
     """A worker with two endpoints, and everything that it does."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str = "file") -> None:
         self.events: list[str] = []
         self.generate = FakeEndpoint("generate", self.events)
         self.control = FakeEndpoint("control", self.events)
-        self.presence = Presence(self.generate, self.control, look_every_s=0.0)
+        self.presence = Presence(self.generate, self.control, backend=backend, look_every_s=0.0)
 
     @property
     def count(self) -> int:
@@ -267,6 +267,15 @@ def test_its_totals_are_among_those_of_the_worker(side: Side) -> None:
         "totals": {"chunks": 2, "reregistrations": 3},
     }
     assert side.presence.counted(dict)() == {"totals": {"reregistrations": 3}}
+
+
+async def test_a_pod_that_kubernetes_does_not_list_has_lost_nothing() -> None:
+    """It is not ready yet, or shuts down: nothing is to be put back, and it must not end."""
+    side = Side(backend="kubernetes")
+    side.generate.listed = side.generate.has_effect = False
+    await asyncio.wait_for(side.keep(), DEADLINE_S)
+    assert side.events == ["ready"]
+    assert not side.generate.looks
 
 
 @pytest.fixture

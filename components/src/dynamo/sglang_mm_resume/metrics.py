@@ -1,103 +1,325 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""A worker's status as Prometheus metrics on its system port.
+"""Every metric of every worker, and how they come from its status to its system port.
 
-One source of truth: every scrape reads the same dict that `/engine/mm_resume/status` returns.
-Names are `dynamo_component_mm_resume_*`; labels are bounded (a state or a reason, never an id).
+One source of truth: a scrape reads the same dict that `/engine/mm_resume/status` returns, and
+`CATALOGUE` says what becomes of it. The table in docs/metrics.md is generated from it too. Labels
+are bounded: a state or a reason, never an id. Every series is there, with 0, from the start.
 """
 
-from collections.abc import Callable, Iterator
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
 
 from dynamo.common.utils.prometheus import register_engine_metrics_callback
-from prometheus_client import CollectorRegistry
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
-from prometheus_client.registry import Collector
+
+from dynamo.sglang_mm_resume.core.errors import Reason
+from dynamo.sglang_mm_resume.core.receiver import Oddity
 
 PREFIX: Final = "dynamo_component_mm_resume_"
+
 Status = dict[str, Any]
 
+PROCESSOR: Final = ("processor",)
+ENCODE: Final = ("encode",)
+PREFILL: Final = ("prefill",)
+POOLS: Final = ("encode", "prefill")
+ENGINES: Final = ("prefill", "decode")
+LIMITED: Final = ("processor", "encode", "prefill")
+ALL: Final = ("processor", "encode", "prefill", "decode")
 
-class StatusCollector(Collector):
-    """Turns one status dict into metric families at scrape time."""
-
-    def __init__(self, status: Callable[[], Status]) -> None:
-        self._status = status
-
-    def collect(self) -> Iterator[Metric]:
-        status = self._status()
-        if "pool" in status:
-            yield from _pool(status["pool"])
-        for name, text in _GAUGES.items():
-            if name in status:
-                value = status[name]
-                count = len(value) if isinstance(value, dict) else value
-                yield GaugeMetricFamily(PREFIX + name, text, value=count)
-        for name, value in status.get("totals", {}).items():
-            if isinstance(value, int | float):
-                yield CounterMetricFamily(PREFIX + name, f"Since start: {name}.", value=value)
-        if "limits" in status:
-            yield _limits(status["limits"])
-        for name in ("refusals", "oddities"):
-            if name in status:
-                yield _by_reason(name, status[name])
-        for name in ("reasons", "errors"):
-            if name in status.get("totals", {}):
-                yield _by_reason(name, status["totals"][name])
+_REASONS: Final = tuple(reason.value for reason in Reason)
+_ODDITIES: Final = tuple(oddity.value for oddity in Oddity)
 
 
-_GAUGES: Final = {
-    "transfers": "Transfers that are not closed.",
-    "requests": "Requests under way.",
-    "default_blocks": "Blocks of a default grant.",
-    "waiting": "Transfers queued for blocks.",
-    "assembled_tokens": "Tokens of embeddings assembled or being assembled.",
-    "embeddings_offered": "Embeddings that requests have handed to the engine.",
-    "engine_requests": "Requests that the engine has not ended.",
-    "tasks": "Background tasks.",
-}
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. `roles`: of the workers that have it.
+
+    `labels`: names and all values; none where the worker's status names them. `source`: where that
+    status has the figures, in keys joined by dots; empty: under the metric's name, in `totals`
+    unless it is a gauge.
+    """
+
+    kind: Literal["gauge", "counter", "histogram"]
+    name: str
+    roles: Sequence[str]
+    unit: str
+    text: str
+    labels: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    source: str = ""
+
+    @property
+    def full_name(self) -> str:
+        """As it is scraped."""
+        return PREFIX + self.name + ("_total" if self.kind == "counter" else "")
+
+    def figures_in(self, status: Status) -> Any:
+        """A number or a histogram, in one dict per label."""
+        found: Any = status
+        source = self.source or (self.name if self.kind == "gauge" else f"totals.{self.name}")
+        for key in source.split("."):
+            found = found[key]
+        return found
+
+
+CATALOGUE: Final = (
+    # Memory.
+    Metric(
+        "gauge",
+        "pool_blocks",
+        POOLS,
+        "blocks",
+        "Blocks of the buffer pool by state; cached ones are free for whoever needs blocks.",
+        {"state": ("free", "held", "cached", "quarantined")},
+        "pool",
+    ),
+    Metric("gauge", "pool_size_blocks", POOLS, "blocks", "All blocks of it.", {}, "pool.total"),
+    Metric(
+        "gauge",
+        "pool_peak_used_blocks",
+        POOLS,
+        "blocks",
+        "Most blocks of it that were not free at any time, cached ones included.",
+        {},
+        "pool.peak_used",
+    ),
+    Metric("gauge", "default_blocks", PREFILL, "blocks", "Blocks of a default grant."),
+    Metric(
+        "gauge", "assembled_tokens", PREFILL, "tokens", "Tokens of embeddings here or on their way."
+    ),
+    # Work under way.
+    Metric(
+        "gauge",
+        "limit",
+        LIMITED,
+        "see name",
+        "Bounds beyond which clients get 503, as configured.",
+        {"name": ()},
+        "limits",
+    ),
+    Metric("gauge", "requests_live", PROCESSOR, "requests", "Requests under way.", {}, "requests"),
+    Metric(
+        "gauge",
+        "items_waiting",
+        PROCESSOR,
+        "items",
+        "Pictures, or requests, that wait for a worker of this role that has room.",
+        {"role": ()},
+    ),
+    Metric("gauge", "transfers_live", POOLS, "transfers", "Transfers not closed.", {}, "transfers"),
+    Metric("gauge", "waiting", PREFILL, "transfers", "Transfers queued for blocks."),
+    Metric(
+        "gauge",
+        "peak_transfers",
+        PREFILL,
+        "transfers",
+        "Most transfers at once that had blocks or wanted some.",
+    ),
+    Metric(
+        "gauge", "encodes_waiting", ENCODE, "pictures", "Pictures that wait for the vision tower."
+    ),
+    Metric("gauge", "writes_in_flight", ENCODE, "writes", "NIXL writes posted and not ended."),
+    Metric(
+        "gauge", "embeddings_offered", ENGINES, "embeddings", "Embeddings handed to the engine."
+    ),
+    Metric(
+        "gauge", "engine_requests", ENGINES, "requests", "Requests that the engine has not ended."
+    ),
+    Metric("gauge", "tasks", LIMITED, "tasks", "Background tasks."),
+    # The processor.
+    Metric("counter", "requests", PROCESSOR, "requests", "Requests taken from the frontend."),
+    Metric("counter", "stopped", PROCESSOR, "requests", "Requests whose client hung up."),
+    Metric(
+        "counter",
+        "errors",
+        PROCESSOR,
+        "requests",
+        "Requests that ended in an error; downstream: one of the engine's.",
+        {"kind": (*_REASONS, "downstream")},
+    ),
+    Metric(
+        "counter",
+        "prefill_retries",
+        PROCESSOR,
+        "requests",
+        "Requests sent to a second prefill worker.",
+    ),
+    Metric(
+        "counter",
+        "encode_fallbacks",
+        PROCESSOR,
+        "requests",
+        "Requests whose pictures the engine encoded, for want of an encode worker.",
+    ),
+    Metric(
+        "counter", "encode_retries", PROCESSOR, "items", "Pictures sent to a second encode worker."
+    ),
+    Metric("counter", "items", PROCESSOR, "items", "Pictures handed over."),
+    Metric("counter", "rounds", PROCESSOR, "rounds", "Grants that pictures handed over took."),
+    Metric("counter", "bytes", PROCESSOR, "bytes", "Bytes of the embeddings handed over."),
+    Metric(
+        "histogram",
+        "first_token_seconds",
+        PROCESSOR,
+        "seconds",
+        "From a request's arrival to its first token.",
+        {"media": ("yes", "no")},
+    ),
+    Metric(
+        "histogram",
+        "stage_seconds",
+        PROCESSOR,
+        "seconds",
+        "Of each picture: reserve (blocks), load (until its size is known), encode (vision tower "
+        "and writes); of each request: first_token (since it went to the prefill worker).",
+        {"stage": ("reserve", "load", "encode", "first_token")},
+    ),
+    # Encode workers.
+    Metric(
+        "histogram",
+        "load_seconds",
+        ENCODE,
+        "seconds",
+        "From a picture's arrival until its size is known: download, decoding, preprocessing.",
+    ),
+    Metric("counter", "encodes", ENCODE, "pictures", "Pictures that the vision tower encoded."),
+    Metric(
+        "counter",
+        "encodes_shared",
+        ENCODE,
+        "items",
+        "Items that joined the encoding of an equal one.",
+    ),
+    Metric("histogram", "encode_seconds", ENCODE, "seconds", "A batch in the vision tower."),
+    Metric("histogram", "encode_batch_items", ENCODE, "pictures", "Pictures of a batch."),
+    Metric("counter", "cache_hits", ENCODE, "items", "Items whose embedding was in the pool."),
+    Metric("counter", "cache_misses", ENCODE, "items", "Items whose embedding was not."),
+    Metric("counter", "cache_evictions", ENCODE, "embeddings", "Embeddings that had to make room."),
+    Metric("counter", "chunks", ENCODE, "chunks", "Chunks written."),
+    Metric("counter", "bytes_written", ENCODE, "bytes", "Bytes of the rows written."),
+    Metric("histogram", "chunk_write_seconds", ENCODE, "seconds", "A NIXL write, post to end."),
+    Metric(
+        "histogram", "chunk_bytes_per_second", ENCODE, "bytes per second", "Speed of a NIXL write."
+    ),
+    Metric(
+        "counter",
+        "write_failures",
+        ENCODE,
+        "writes",
+        "Writes that failed, or were not posted in time.",
+    ),
+    # Prefill workers.
+    Metric("counter", "transfers", POOLS, "transfers", "Transfers begun."),
+    Metric(
+        "histogram",
+        "buffer_wait_seconds",
+        PREFILL,
+        "seconds",
+        "In the queue for blocks, of each default grant and of each resume that got blocks.",
+        {"kind": ("reserve", "resume")},
+    ),
+    Metric(
+        "counter",
+        "resumes",
+        PREFILL,
+        "resumes",
+        "Resumes that queued for blocks, as a try found none.",
+    ),
+    Metric(
+        "counter",
+        "embeddings_assembled",
+        PREFILL,
+        "embeddings",
+        "Embeddings of which every token has arrived.",
+    ),
+    Metric(
+        "counter",
+        "embeddings_resumed",
+        PREFILL,
+        "embeddings",
+        "Those that took more than one round.",
+    ),
+    Metric(
+        "histogram", "embedding_tokens", PREFILL, "tokens", "Length of each embedding assembled."
+    ),
+    Metric(
+        "histogram",
+        "embedding_rounds",
+        PREFILL,
+        "rounds",
+        "Grants that each embedding assembled took.",
+    ),
+    Metric("counter", "bytes_assembled", PREFILL, "bytes", "Bytes copied out of the pool."),
+    Metric("counter", "aborts", PREFILL, "transfers", "Live transfers that a processor gave up."),
+    Metric(
+        "counter",
+        "reasons",
+        PREFILL,
+        "transfers",
+        "Transfers that ended without their embedding.",
+        {"kind": _REASONS},
+    ),
+    Metric(
+        "counter",
+        "oddities",
+        PREFILL,
+        "notices",
+        "Notices that changed nothing: late, stale, repeated, unknown or misfitting.",
+        {"kind": _ODDITIES},
+        "oddities",
+    ),
+    Metric("counter", "malformed_notices", PREFILL, "notices", "Notices that could not be read."),
+    Metric(
+        "counter",
+        "stranger_notices",
+        PREFILL,
+        "notices",
+        "Notices of agents that never said hello.",
+    ),
+    # Peers.
+    Metric(
+        "counter",
+        "peer_probes",
+        ("processor", "prefill"),
+        "probes",
+        "Probes of workers that are silent in a transfer or an answer.",
+        {"peer": (), "result": ("answered", "failed")},
+    ),
+    Metric(
+        "counter",
+        "refusals",
+        ("encode", "prefill", "decode"),
+        "messages",
+        "Messages and requests that were refused.",
+        {"kind": _REASONS},
+        "refusals",
+    ),
+    Metric(
+        "counter",
+        "reregistrations",
+        ALL,
+        "times",
+        "Registrations of a worker that discovery had lost.",
+    ),
+)
 
 
 def publish_metrics(endpoint: Any, status: Callable[[], Status], model: str, prefix: str) -> None:
-    """Add the worker's metrics to its `/metrics`. `prefix` is `namespace.component`."""
-    registry = CollectorRegistry()
-    registry.register(StatusCollector(status))
+    """Add the worker's metrics to its `/metrics`. `prefix` is `namespace.component`.
+
+    After an engine has started: what imports prometheus_client before leaves SGLang's own metrics
+    (--enable-metrics) without those of this process.
+    """
+    from dynamo.sglang_mm_resume.exposition import registry_of
+
     namespace, component = prefix.rsplit(".", 1)
     register_engine_metrics_callback(
         endpoint,
-        registry,
+        registry_of(status),
         metric_prefix_filters=[PREFIX],
         namespace_name=namespace,
         component_name=component,
         endpoint_name="generate",
         model_name=model,
     )
-
-
-def _pool(pool: dict[str, int]) -> Iterator[Metric]:
-    blocks = GaugeMetricFamily(
-        PREFIX + "pool_blocks", "Blocks of the buffer pool, by state.", labels=["state"]
-    )
-    for state in ("free", "held", "cached", "quarantined"):
-        blocks.add_metric([state], pool.get(state, 0))
-    yield blocks
-    yield GaugeMetricFamily(PREFIX + "pool_size_blocks", "Blocks in all.", value=pool["total"])
-    yield GaugeMetricFamily(
-        PREFIX + "pool_peak_used_blocks", "Most blocks ever in use.", value=pool["peak_used"]
-    )
-
-
-def _limits(limits: dict[str, float]) -> Metric:
-    family = GaugeMetricFamily(
-        PREFIX + "limit", "Bounds beyond which clients get 503, as configured.", labels=["name"]
-    )
-    for name, value in limits.items():
-        family.add_metric([name], value)
-    return family
-
-
-def _by_reason(name: str, counts: dict[str, int]) -> Metric:
-    family = CounterMetricFamily(PREFIX + name, f"Since start: {name}, by kind.", labels=["kind"])
-    for kind, count in counts.items():
-        family.add_metric([kind], count)
-    return family

@@ -20,8 +20,16 @@ class RecentLengths:
     def __init__(self) -> None:
         self._tokens: deque[int] = deque(maxlen=WINDOW)
 
+    def __len__(self) -> int:
+        return len(self._tokens)
+
     def add(self, num_tokens: int) -> None:
         self._tokens.append(num_tokens)
+
+    @property
+    def longest(self) -> int | None:
+        """The greatest of them; `None` before there is one."""
+        return max(self._tokens, default=None)
 
     @property
     def usual(self) -> int | None:

@@ -23,6 +23,7 @@ from dynamo.sglang_mm_resume.core.errors import (
 from dynamo.sglang_mm_resume.core.layout import blocks_for
 from dynamo.sglang_mm_resume.core.lengths import RecentLengths
 from dynamo.sglang_mm_resume.core.messages import Chunk, ChunkNotice, Grant, Reserve, chunks_of
+from dynamo.sglang_mm_resume.core.progress import Progress
 from dynamo.sglang_mm_resume.core.queue import GrantQueue
 from dynamo.sglang_mm_resume.core.transitions import RECEIVING, Receiving, ReceivingEvent, step
 
@@ -31,6 +32,11 @@ TOMBSTONES = 4096
 
 #: A complete embedding waits this many time-outs for its request's other items.
 CLAIM_PATIENCE = 10
+
+#: States in which a transfer has blocks, or waits for some.
+USING_BLOCKS = frozenset(
+    {Receiving.WAITING, Receiving.RECEIVING, Receiving.RESUMING, Receiving.DRAINED}
+)
 
 #: A default grant that follows the lengths leaves room for so many others.
 ADAPTED_SHARE = 8
@@ -48,10 +54,11 @@ class Oddity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class GrantMade:
-    """A reserve or resume that waited has its blocks."""
+    """A reserve or resume that waited has its blocks, after `waited_s` seconds in the queue."""
 
     transfer_id: str
     grant: Grant
+    waited_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +73,11 @@ class CopyOut:
 
 @dataclass(frozen=True, slots=True)
 class Completed:
-    """Every token of the embedding is assembled."""
+    """Every token of the embedding is assembled, from as many grants as `rounds`."""
 
     transfer_id: str
+    total_tokens: int
+    rounds: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,9 +129,12 @@ class _Transfer:
     reserve: Reserve
     state: Receiving
     deadline: float
+    begun_at: float
     open: dict[int, _OpenGrant] = field(default_factory=dict)
     total_tokens: int | None = None
     granted_tokens: int = 0
+    copied_tokens: int = 0
+    rounds: int = 0
     queued_at: float = 0.0
     waited_s: float = 0.0
 
@@ -138,11 +150,12 @@ class Receiver:
         self.pool = pool
         self.limits = limits
         self.oddities: Counter[Oddity] = Counter()
+        self.lengths = RecentLengths()
+        self.peak_transfers = 0  # that had blocks, or waited for some, at the same time
         self._queue = GrantQueue(pool, divisible=limits.resumable)
         self._live: dict[str, _Transfer] = {}
         self._closed: OrderedDict[str, None] = OrderedDict()
         self._assembled_tokens = 0
-        self._lengths = RecentLengths()
 
     # What others ask for.
 
@@ -164,8 +177,12 @@ class Receiver:
                 "(--mm-resume-max-waiting-transfers): try again later",
             )
         deadline = now + self.limits.wait_timeout_s
-        self._live[transfer_id] = _Transfer(message, Receiving.WAITING, deadline, queued_at=now)
+        self._live[transfer_id] = _Transfer(
+            message, Receiving.WAITING, deadline, now, queued_at=now
+        )
         self._queue.push(transfer_id, self.pool.default_blocks, message.priority)
+        using = sum(transfer.state in USING_BLOCKS for transfer in self._live.values())
+        self.peak_transfers = max(self.peak_transfers, using)
         return self._pump(now)
 
     def try_grant(self, transfer_id: str, total_tokens: int, now: float) -> Grant | None:
@@ -244,6 +261,7 @@ class Receiver:
         if transfer is None or granted is None or transfer.total_tokens is None:
             return []  # given up meanwhile
         granted.copied.add(chunk.index)
+        transfer.copied_tokens += chunk.num_tokens
         if len(granted.copied) < len(chunks_of(granted.grant, transfer.total_tokens)):
             return []
         del transfer.open[chunk.generation]
@@ -286,6 +304,13 @@ class Receiver:
     def live(self) -> dict[str, Receiving]:
         """Every transfer that is not closed, by id."""
         return {transfer_id: t.state for transfer_id, t in self._live.items()}
+
+    def progress(self, now: float) -> dict[str, Progress]:
+        """How far each of them is."""
+        return {
+            transfer_id: Progress(t.rounds, t.copied_tokens, t.total_tokens, now - t.begun_at)
+            for transfer_id, t in self._live.items()
+        }
 
     @property
     def is_ready(self) -> bool:
@@ -350,12 +375,12 @@ class Receiver:
             )
         transfer.total_tokens = total_tokens
         self._assembled_tokens += total_tokens
+        self.lengths.add(total_tokens)
         if self.limits.adaptive:
-            self._adapt_default(total_tokens)
+            self._adapt_default()
 
-    def _adapt_default(self, total_tokens: int) -> None:
-        self._lengths.add(total_tokens)
-        usual = self._lengths.usual
+    def _adapt_default(self) -> None:
+        usual = self.lengths.usual
         if usual is not None:
             most = max(1, self.pool.num_blocks // ADAPTED_SHARE)
             self.pool.default_blocks = min(blocks_for(usual, self.pool.block_size), most)
@@ -385,7 +410,8 @@ class Receiver:
             self._move(transfer, ReceivingEvent.FINISH if assembled else ReceivingEvent.DRAIN)
             transfer.deadline = now + self._patience(transfer.state)
         if transfer.state is Receiving.COMPLETE:
-            return [Completed(transfer.transfer_id)]
+            total_tokens = transfer.total_tokens or 0
+            return [Completed(transfer.transfer_id, total_tokens, transfer.rounds)]
         if transfer.state is Receiving.WAITING:
             wanted = self._blocks_wanted(transfer)
             transfer.queued_at = now
@@ -398,7 +424,8 @@ class Receiver:
         for transfer_id, lease in self._queue.pump():
             transfer = self._live[transfer_id]
             transfer.waited_s = now - transfer.queued_at
-            effects.append(GrantMade(transfer_id, self._give(transfer, lease, now)))
+            grant = self._give(transfer, lease, now)
+            effects.append(GrantMade(transfer_id, grant, transfer.waited_s))
         return effects
 
     def _give(self, transfer: _Transfer, lease: Lease, now: float) -> Grant:
@@ -415,6 +442,7 @@ class Receiver:
         self._move(transfer, ReceivingEvent.GRANT)
         transfer.open[grant.generation] = _OpenGrant(grant, lease)
         transfer.granted_tokens = grant.end_token
+        transfer.rounds += 1
         transfer.deadline = now + self.limits.wait_timeout_s
         return grant
 

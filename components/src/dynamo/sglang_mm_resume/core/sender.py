@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
 from dynamo.sglang_mm_resume.core.messages import Chunk, ChunkNotice, Grant, chunks_of
+from dynamo.sglang_mm_resume.core.progress import Progress
 from dynamo.sglang_mm_resume.core.transitions import SENDING, Sending, SendingEvent, step
 
 
@@ -34,6 +35,9 @@ class Sender:
         self._in_flight = 0
         self._next_token = 0
         self._newest_generation = -1
+        self._begun_at = now
+        self._rounds = 0
+        self._written_tokens = 0
         self.add_grant(grant, now)
 
     def add_grant(self, grant: Grant, now: float) -> None:
@@ -41,6 +45,7 @@ class Sender:
         self._check(grant)
         self._move(SendingEvent.GRANT)
         self._newest_generation = grant.generation
+        self._rounds += 1
         self._next_token = grant.end_token
         self._open[grant.generation] = _OpenGrant(grant, now + grant.valid_s, set())
         if self.total_tokens is not None:
@@ -91,6 +96,7 @@ class Sender:
     def written(self, chunk: Chunk) -> bool:
         """A chunk's write ended well. True if that was the last chunk of its grant."""
         self._landed()
+        self._written_tokens += chunk.num_tokens
         granted = self._open[chunk.generation]
         granted.unwritten.discard(chunk.index)
         if granted.unwritten:
@@ -111,6 +117,11 @@ class Sender:
             return
         self._to_post.clear()
         self._move(SendingEvent.CLOSE if self._in_flight else SendingEvent.CLOSE_IDLE)
+
+    def progress(self, now: float) -> Progress:
+        """How far the transfer is."""
+        age_s = now - self._begun_at
+        return Progress(self._rounds, self._written_tokens, self.total_tokens, age_s)
 
     def _landed(self) -> None:
         self._in_flight -= 1

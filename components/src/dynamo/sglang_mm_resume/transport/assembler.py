@@ -14,10 +14,11 @@ from collections import Counter, OrderedDict
 from collections.abc import Awaitable, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 
 import torch
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.core.errors import (
     ProtocolError,
     Reason,
@@ -25,6 +26,7 @@ from dynamo.sglang_mm_resume.core.errors import (
     ResumeError,
     TransferFailed,
 )
+from dynamo.sglang_mm_resume.core.histogram import FEW, SECONDS, TOKENS, Histogram
 from dynamo.sglang_mm_resume.core.messages import Grant, Reserve, parse_notice
 from dynamo.sglang_mm_resume.core.receiver import (
     AskWriter,
@@ -38,7 +40,7 @@ from dynamo.sglang_mm_resume.core.receiver import (
 from dynamo.sglang_mm_resume.core.transitions import Receiving
 from dynamo.sglang_mm_resume.transport.checksum import checksum_of, is_finite
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
-from dynamo.sglang_mm_resume.transport.tasks import Background
+from dynamo.sglang_mm_resume.transport.tasks import Background, in_thread
 
 logger = logging.getLogger(__name__)
 
@@ -66,19 +68,34 @@ class _Waits:
 
     granted: "asyncio.Future[Grant]"
     complete: "asyncio.Future[torch.Tensor]"
+    request: tracing.Request | None = field(default_factory=tracing.current)
     rows: torch.Tensor | None = None
     making_rows: threading.Lock = field(default_factory=threading.Lock)
+    assembling: tracing.Span | None = None  # from the first chunk on
+
+
+class _End(NamedTuple):
+    """Why a transfer ended, and whose it was."""
+
+    error: ResumeError
+    request: tracing.Request | None
 
 
 @dataclass(slots=True)
 class Totals:
-    """Counters since the start, for /metrics. Tokens, bytes and plain counts."""
+    """Counters and histograms since the start; metrics.py says what each is."""
 
     transfers: int = 0
-    completed: int = 0
-    failed: int = 0
+    embeddings_assembled: int = 0
+    embeddings_resumed: int = 0
+    embedding_tokens: Histogram = field(default_factory=lambda: Histogram(TOKENS))
+    embedding_rounds: Histogram = field(default_factory=lambda: Histogram(FEW))
+    buffer_wait_seconds: dict[str, Histogram] = field(
+        default_factory=lambda: {kind: Histogram(SECONDS) for kind in ("reserve", "resume")}
+    )
     resumes: int = 0
-    bytes: int = 0
+    aborts: int = 0
+    bytes_assembled: int = 0
     malformed_notices: int = 0
     stranger_notices: int = 0
     reasons: Counter[str] = field(default_factory=Counter)
@@ -114,7 +131,7 @@ class Assembler:
         self._loop = asyncio.get_running_loop()
         self._waits: dict[str, _Waits] = {}
         self._background = Background()
-        self._ended: OrderedDict[str, ResumeError] = OrderedDict()
+        self._ended: OrderedDict[str, _End] = OrderedDict()
         self._timer: asyncio.TimerHandle | None = None
 
     # What the workers call.
@@ -161,6 +178,11 @@ class Assembler:
         self._changed.set()
         return rows
 
+    def abort(self, transfer_id: str, writer_closed: bool) -> None:
+        """The processor gives a transfer up; unknown ones are fine."""
+        self.totals.aborts += transfer_id in self._waits
+        self.drop(transfer_id, writer_closed)
+
     def drop(self, transfer_id: str, writer_closed: bool = False, why: str = "") -> None:
         """End a transfer in whatever state it is; unknown ones are fine."""
         error = TransferFailed(f"transfer {transfer_id} was given up{': ' if why else ''}{why}")
@@ -203,16 +225,18 @@ class Assembler:
     def _perform(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case GrantMade(transfer_id, grant):
-                    self._hand_over(transfer_id, grant)
+                case GrantMade():
+                    self._hand_over(effect)
                 case CopyOut():
                     self._copy_out(effect)
-                case Completed(transfer_id):
-                    self._complete(transfer_id)
+                case Completed():
+                    self._complete(effect)
                 case Ended(transfer_id, error):
                     self._end(transfer_id, error)
                 case AskWriter(transfer_id, writer):
-                    self._background.start(self._settle(transfer_id, writer))
+                    ended = self._ended.get(transfer_id)
+                    with tracing.within(ended.request if ended else None):
+                        self._background.start(self._settle(transfer_id, writer))
                 case _:
                     assert_never(effect)
         self._report_readiness()
@@ -229,19 +253,25 @@ class Assembler:
             )
             self._on_ready(ready)
 
-    def _hand_over(self, transfer_id: str, grant: Grant) -> None:
-        waits = self._waits.get(transfer_id)
+    def _hand_over(self, made: GrantMade) -> None:
+        kind = "resume" if made.grant.first_token else "reserve"
+        self.totals.buffer_wait_seconds[kind].observe(made.waited_s)
+        waits = self._waits.get(made.transfer_id)
         if waits is None or waits.granted.cancelled():
             # Whoever asked is gone and cannot have told a writer: nothing is in flight.
-            self.drop(transfer_id, writer_closed=True, why="nobody waits for its grant")
+            self.drop(made.transfer_id, writer_closed=True, why="nobody waits for its grant")
         else:
-            waits.granted.set_result(grant)
+            waits.granted.set_result(made.grant)
 
     def _copy_out(self, effect: CopyOut) -> None:
         """At once: a task that starts it would come two turns of the loop later."""
         waits = self._waits.get(effect.transfer_id)
-        if waits is not None:
-            copy = self._loop.run_in_executor(self._threads, self._gather, waits, effect)
+        if waits is None:
+            return
+        with tracing.within(waits.request):
+            if waits.assembling is None:
+                waits.assembling = tracing.span("assemble", transfer_id=effect.transfer_id)
+            copy = in_thread(self._threads, self._gather, waits, effect)
             self._background.start(self._copied(effect, copy))
 
     async def _copied(self, effect: CopyOut, copy: "asyncio.Future[None]") -> None:
@@ -255,7 +285,7 @@ class Assembler:
             logger.exception("copying a chunk of %s failed", effect.transfer_id)
             self.drop(effect.transfer_id, why="its embedding could not be assembled")
             return
-        self.totals.bytes += effect.chunk.num_tokens * self._memory.layout.token_bytes
+        self.totals.bytes_assembled += effect.chunk.num_tokens * self._memory.layout.token_bytes
         self._perform(self.receiver.copied(effect.transfer_id, effect.chunk, time.monotonic()))
 
     def _gather(self, waits: _Waits, effect: CopyOut) -> None:
@@ -269,28 +299,36 @@ class Assembler:
         if self.checksum:
             _check(rows, effect)
 
-    def _complete(self, transfer_id: str) -> None:
-        waits = self._waits[transfer_id]
-        if waits.rows is not None:
-            self._expect(-1)
-            self.totals.completed += 1
-            waits.complete.set_result(waits.rows)
+    def _complete(self, done: Completed) -> None:
+        waits = self._waits[done.transfer_id]
+        if waits.rows is None:
+            return
+        self._expect(-1)
+        self.totals.embeddings_assembled += 1
+        self.totals.embeddings_resumed += done.rounds > 1
+        self.totals.embedding_tokens.observe(done.total_tokens)
+        self.totals.embedding_rounds.observe(done.rounds)
+        if waits.assembling is not None:
+            waits.assembling.end(tokens=done.total_tokens, rounds=done.rounds)
+        waits.complete.set_result(waits.rows)
 
     def _end(self, transfer_id: str, error: ResumeError) -> None:
         waits = self._waits.pop(transfer_id)
         if waits.complete.done():
             return
         self._expect(-1)
-        self._ended[transfer_id] = error
+        self._ended[transfer_id] = _End(error, waits.request)
         if len(self._ended) > REMEMBERED_ENDS:
             self._ended.popitem(last=False)
-        self.totals.failed += 1
+        if waits.assembling is not None:
+            waits.assembling.abandon(error)
         self.totals.reasons[error.reason if isinstance(error, Refused) else "failed"] += 1
         for future in (waits.granted, waits.complete):
             if not future.done():
                 future.set_exception(error)
                 future.exception()  # mark as seen: often nobody waits any more
-        logger.info("transfer %s ended: %s", transfer_id, error)
+        with tracing.within(waits.request):
+            logger.info("transfer %s ended: %s", transfer_id, error)
 
     async def _settle(self, transfer_id: str, writer: int) -> None:
         if await self._ask_writer(writer, transfer_id):
@@ -302,12 +340,15 @@ class Assembler:
         waits = self._waits.get(transfer_id)
         if waits is not None:
             return waits
-        unknown = Refused(Reason.UNKNOWN_TRANSFER, f"no live transfer {transfer_id}")
-        raise self._ended.get(transfer_id, unknown).with_traceback(None)
+        ended = self._ended.get(transfer_id)
+        if ended is not None:
+            raise ended.error.with_traceback(None)
+        raise Refused(Reason.UNKNOWN_TRANSFER, f"no live transfer {transfer_id}")
 
     async def _grant(self, transfer_id: str, waits: _Waits) -> Grant:
         try:
-            return await waits.granted
+            with tracing.span("wait_for_blocks", transfer_id=transfer_id):
+                return await waits.granted
         except asyncio.CancelledError:
             # The asker is gone. A grant it may have missed was never passed on to a writer.
             self.drop(transfer_id, writer_closed=True, why="its request was cancelled")
@@ -320,7 +361,8 @@ class Assembler:
             self._timer = None
         if deadline is not None and deadline != float("inf"):
             delay = max(0.0, deadline - time.monotonic())
-            self._timer = self._loop.call_later(delay, self._tick)
+            with tracing.within(None):  # it may end the transfer of any request
+                self._timer = self._loop.call_later(delay, self._tick)
 
     def _tick(self) -> None:
         self._perform(self.receiver.tick(time.monotonic()))

@@ -88,7 +88,8 @@ class _Peer:
 class _Flight:
     peer: str
     handle: Any
-    done: "Future[None]"
+    done: "Future[float]"
+    posted_at: float
 
 
 class NixlAgent:
@@ -100,7 +101,7 @@ class NixlAgent:
         self._memory = memory
         self._on_notice = on_notice
         self._loop = asyncio.get_running_loop()
-        self._commands: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._expecting = 0
         self._active_at = 0.0
         self._flights: list[_Flight] = []
@@ -151,17 +152,18 @@ class NixlAgent:
     def is_connected(self, agent: str) -> bool:
         return agent in self._peers
 
-    async def write(self, agent: str, write: Write) -> None:
-        """WRITE our blocks to a peer's, then notify. Returns when nothing is in flight.
+    async def write(self, agent: str, write: Write) -> float:
+        """WRITE our blocks to a peer's, then notify. Returns when nothing is in flight: the seconds
+        from the post to its end.
 
         Raises `PeerLost`, `TransferFailed` if its deadline has passed when the thread comes to post
         it (R8), or what `load` raises. Cancelling the caller does not stop the write: shield it,
         and keep the local blocks until it returns (R6).
         """
         self._require_running()
-        landed: Future[None] = Future()
+        landed: Future[float] = Future()
         self._commands.put(lambda: self._post(agent, write, landed))
-        await asyncio.wrap_future(landed)
+        return await asyncio.wrap_future(landed)
 
     def expect(self, change: int) -> None:
         """Count transfers under way (+1, -1) and poll for them; 0: a chunk comes very soon."""
@@ -266,7 +268,7 @@ class NixlAgent:
         self._peers[peer.agent] = _Peer(prepared, peer.num_blocks)
         self._agent.send_notif(peer.agent, WARM_UP)
 
-    def _post(self, agent: str, write: Write, landed: "Future[None]") -> None:
+    def _post(self, agent: str, write: Write, landed: "Future[float]") -> None:
         if not landed.set_running_or_notify_cancel():
             return  # the caller is gone
         peer = self._peers.get(agent)
@@ -278,7 +280,8 @@ class NixlAgent:
         except Exception as error:  # out of memory, or a bug: the caller must hear of it now
             landed.set_exception(error)
             return
-        late_s = time.monotonic() - write.deadline
+        now = time.monotonic()
+        late_s = now - write.deadline
         if late_s > 0:
             landed.set_exception(TransferFailed(f"a grant expired {late_s:.1f} s before its post"))
             return
@@ -294,9 +297,9 @@ class NixlAgent:
             )
             state = self._agent.transfer(handle)
         except Exception as error:  # NIXL's exceptions share no base class
-            self._land(_Flight(agent, handle, landed), error)
+            self._land(_Flight(agent, handle, landed, now), error)
             return
-        flight = _Flight(agent, handle, landed)
+        flight = _Flight(agent, handle, landed, now)
         if state == "PROC":
             self._flights.append(flight)
         else:
@@ -311,7 +314,7 @@ class NixlAgent:
         if error is not None or flight.peer in self._lost:
             self._forget(flight.peer)
         if error is None:
-            flight.done.set_result(None)
+            flight.done.set_result(time.monotonic() - flight.posted_at)
             return
         name = type(error).__name__
         flight.done.set_exception(PeerLost(f"write to {flight.peer} failed: {name}: {error}"))

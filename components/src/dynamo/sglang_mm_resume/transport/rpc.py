@@ -7,10 +7,12 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
 from pydantic import TypeAdapter
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.core.errors import ResumeError, TransferFailed
 from dynamo.sglang_mm_resume.core.messages import (
     ENCODE_CONTROL_REPLY,
@@ -138,8 +140,31 @@ async def each_beside(stream: AsyncIterator[T], work: "asyncio.Task[Any]") -> As
         yield found[0]
 
 
+@dataclass(slots=True)
+class ProbeTotals:
+    """Probes of the workers of one role since the start, for /metrics."""
+
+    answered: int = 0
+    failed: int = 0
+
+
+async def ping(client: "Client", instance_id: int, timeout_s: float, totals: ProbeTotals) -> None:
+    """Return once the instance has answered. Raises what `ask` raises."""
+    try:
+        await ask(client, instance_id, Ping(), ENCODE_CONTROL_REPLY, timeout_s)
+    except ResumeError:
+        totals.failed += 1
+        raise
+    totals.answered += 1
+
+
 def heartbeat(
-    client: "Client", instance_id: int, who: str, interval_s: float, max_failures: int
+    client: "Client",
+    instance_id: int,
+    who: str,
+    interval_s: float,
+    max_failures: int,
+    totals: ProbeTotals,
 ) -> Callable[[], Awaitable[None]]:
     """A probe for `each_while`, for one wait: raises `PeerUnreachable` once too many failed in a
     row.
@@ -149,7 +174,7 @@ def heartbeat(
     async def probe() -> None:
         nonlocal failures
         try:
-            await ask(client, instance_id, Ping(), ENCODE_CONTROL_REPLY, interval_s)
+            await ping(client, instance_id, interval_s, totals)
             failures = 0
         except ResumeError as error:
             failures += 1
@@ -175,9 +200,12 @@ async def ask(
 
     Raises `PeerUnreachable`, `Refused` (what the peer answered) or `ProtocolError`.
     """
+    context = tracing.call_context()
     try:
         async with asyncio.timeout(timeout_s):
-            stream = await client.direct(dump(message), instance_id, annotated=False)
+            stream = await client.direct(
+                dump(message), instance_id, annotated=False, context=context
+            )
             payload = await anext(aiter(stream))
     except TimeoutError:
         raise PeerUnreachable(f"instance {instance_id}: no answer in {timeout_s:g} s") from None

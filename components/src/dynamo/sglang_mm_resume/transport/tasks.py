@@ -5,11 +5,19 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
+from contextvars import copy_context
 from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+
+
+def in_thread(threads: Executor, function: Callable[..., T], *args: Any) -> "asyncio.Future[T]":
+    """What `function` returns, in a thread; it belongs to the request that is worked on here."""
+    loop = asyncio.get_running_loop()
+    return loop.run_in_executor(threads, copy_context().run, function, *args)
 
 
 async def unless(over: Awaitable[Any], work: Awaitable[T], error: Callable[[], Exception]) -> T:

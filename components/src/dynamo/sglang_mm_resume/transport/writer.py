@@ -14,11 +14,12 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, TypeVar
 
 import torch
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.core.blocks import BlockPool
 from dynamo.sglang_mm_resume.core.cache import EmbeddingCache
 from dynamo.sglang_mm_resume.core.errors import (
@@ -27,15 +28,17 @@ from dynamo.sglang_mm_resume.core.errors import (
     Refused,
     TransferFailed,
 )
+from dynamo.sglang_mm_resume.core.histogram import BYTES_PER_SECOND, SECONDS, Histogram
 from dynamo.sglang_mm_resume.core.layout import MAX_CHUNK_BLOCKS
 from dynamo.sglang_mm_resume.core.messages import Chunk, Grant, Sent, Sized
+from dynamo.sglang_mm_resume.core.progress import Progress
 from dynamo.sglang_mm_resume.core.sender import Sender
 from dynamo.sglang_mm_resume.core.transitions import Sending
 from dynamo.sglang_mm_resume.transport.checksum import checksum_of
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent, PeerLost, Write
 from dynamo.sglang_mm_resume.transport.staging import Source, Staged, StagingPool, Stored
-from dynamo.sglang_mm_resume.transport.tasks import unless
+from dynamo.sglang_mm_resume.transport.tasks import in_thread, unless
 
 logger = logging.getLogger(__name__)
 
@@ -71,13 +74,14 @@ class _Piece:
 
 @dataclass(slots=True)
 class WriterTotals:
-    """Counters since the start, for /metrics."""
+    """Counters and histograms since the start; metrics.py says what each is."""
 
     transfers: int = 0
     chunks: int = 0
-    bytes: int = 0
-    write_seconds: float = 0.0
-    failures: int = 0
+    bytes_written: int = 0
+    write_failures: int = 0
+    chunk_write_seconds: Histogram = field(default_factory=lambda: Histogram(SECONDS))
+    chunk_bytes_per_second: Histogram = field(default_factory=lambda: Histogram(BYTES_PER_SECOND))
 
 
 class Outgoing:
@@ -254,9 +258,20 @@ class Writer:
         return Stored(entry, self.cache, self.staging, self._memory, rows)
 
     @property
+    def num_in_flight(self) -> int:
+        """Writes that are posted and have not ended."""
+        return self._agent.num_in_flight
+
+    @property
     def live(self) -> dict[str, Sending]:
         """Every transfer that is not closed, by id."""
         return {transfer_id: out.sender.state for transfer_id, out in self._live.items()}
+
+    @property
+    def progress(self) -> dict[str, Progress]:
+        """How far each of them is."""
+        now = time.monotonic()
+        return {transfer_id: out.sender.progress(now) for transfer_id, out in self._live.items()}
 
     def open(self, grant: Grant, agent: str, num_receiver_blocks: int) -> Outgoing:
         """Begin a transfer with its default grant. Raises `ProtocolError` or `Refused`."""
@@ -311,13 +326,20 @@ class Writer:
         deadline = outgoing.sender.deadline_of(chunk)
         turns = self._turns_of(outgoing.agent)
         turn = await turns.borrow_unless_over(1, outgoing.closed, deadline)
+        num_bytes = chunk.num_tokens * self.token_bytes
+        about = tracing.span(
+            "chunk",
+            generation=chunk.generation,
+            chunk=chunk.index,
+            tokens=chunk.num_tokens,
+            bytes=num_bytes,
+        )
         try:
-            started = time.monotonic()
-            for piece in _pieces(chunk, source.max_blocks, self._memory.layout.block_size):
-                await self._write_piece(outgoing, source, piece, notice, deadline)
+            with about:
+                for piece in _pieces(chunk, source.max_blocks, self._memory.layout.block_size):
+                    await self._write_piece(outgoing, source, piece, notice, deadline)
             self.totals.chunks += 1
-            self.totals.bytes += chunk.num_tokens * self.token_bytes
-            self.totals.write_seconds += time.monotonic() - started
+            self.totals.bytes_written += num_bytes
         finally:
             turns.give_back(turn)
             if turns.is_idle:  # receivers come and go
@@ -327,7 +349,7 @@ class Writer:
         def compute() -> int:
             return checksum_of(source.rows(chunk.first_token, chunk.num_tokens))
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads, compute)
+        return await in_thread(self._threads, compute)
 
     def _turns_of(self, agent: str) -> StagingPool:
         if agent not in self._turns:
@@ -347,10 +369,13 @@ class Writer:
                     deadline,
                     local.load,
                 )
-                await self._agent.write(outgoing.agent, write)
+                seconds = await self._agent.write(outgoing.agent, write)
         except TransferFailed:
-            self.totals.failures += 1
+            self.totals.write_failures += 1
             raise
+        num_bytes = len(piece.remote) * self._memory.layout.block_bytes
+        self.totals.chunk_write_seconds.observe(seconds)
+        self.totals.chunk_bytes_per_second.observe(num_bytes / seconds)
 
 
 def _pieces(chunk: Chunk, max_blocks: int, block_size: int) -> Iterator[_Piece]:

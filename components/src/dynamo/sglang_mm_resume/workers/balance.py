@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Final
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.transport.rpc import Client
 from dynamo.sglang_mm_resume.transport.tasks import Background
@@ -101,7 +102,8 @@ class LeastOutstanding:
         if instance_id not in self._suspects:
             logger.warning("%s worker %s is suspected to be dead", self._role, instance_id)
             self._suspects.add(instance_id)
-            self._probing.start(self._clear(instance_id))
+            with tracing.within(None):  # other requests wait for it too
+                self._probing.start(self._clear(instance_id))
 
     async def close(self) -> None:
         """End the probing."""
@@ -114,7 +116,12 @@ class LeastOutstanding:
     @property
     def num_outstanding(self) -> int:
         """Pieces of work lent out, and those that wait for an instance."""
-        return self._outstanding.total() + len(self._waiting)
+        return self._outstanding.total() + self.num_waiting
+
+    @property
+    def num_waiting(self) -> int:
+        """Pieces of work that wait for an instance."""
+        return len(self._waiting)
 
     async def _wait_for_room(self, without: Collection[int], favourite: int | None) -> int:
         waiter = _Waiter(asyncio.get_running_loop().create_future(), without, favourite)

@@ -8,6 +8,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
+from dynamo.sglang_mm_resume import tracing
+from dynamo.sglang_mm_resume.core.histogram import FEW, SECONDS, Histogram
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -26,8 +29,10 @@ class Batches(Generic[Item, Result]):
         self, work: Callable[[list[Item]], Awaitable[list[Result]]], max_items: int, max_size: int
     ) -> None:
         """`work` makes one result per item. `max_size`: sum of sizes, unless one alone has more."""
-        self.count = 0
-        """Batches since the start."""
+        self.sizes = Histogram(FEW)
+        """Items of each batch since the start."""
+        self.seconds = Histogram(SECONDS)
+        """How long each took that did not fail."""
         self._work = work
         self._max_items = max_items
         self._max_size = max_size
@@ -41,8 +46,14 @@ class Batches(Generic[Item, Result]):
         )
         self._waiting.append(waiter)
         if self._working is None or self._working.done():
-            self._working = asyncio.ensure_future(self._work_off())
+            with tracing.within(None):  # it goes on with the items of others
+                self._working = asyncio.ensure_future(self._work_off())
         return await waiter.result
+
+    @property
+    def num_waiting(self) -> int:
+        """Items that no batch has taken up."""
+        return sum(not waiter.result.cancelled() for waiter in self._waiting)
 
     async def _work_off(self) -> None:
         while batch := self._next_batch():
@@ -63,9 +74,10 @@ class Batches(Generic[Item, Result]):
         return batch
 
     async def _do(self, batch: list[_Waiter[Item, Result]]) -> None:
-        self.count += 1
+        self.sizes.observe(len(batch))
         try:
-            results = await self._work([waiter.item for waiter in batch])
+            with tracing.Span(self.seconds):
+                results = await self._work([waiter.item for waiter in batch])
         except Exception as error:
             await self._blame(batch, error)
         else:

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 from dynamo.llm.exceptions import InvalidArgument
 from pydantic import TypeAdapter
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, ResumeError
 from dynamo.sglang_mm_resume.core.messages import Refusal, parse
 from dynamo.sglang_mm_resume.workers.errors import to_http
@@ -28,6 +29,9 @@ T = TypeVar("T")
 
 class ByReference:
     """Comes first among the bases of a handler; the next one is Dynamo's."""
+
+    engine_span = "prefill"
+    """Lasts until the engine's first token, or its end where others have the tokens."""
 
     def __init__(
         self,
@@ -68,8 +72,11 @@ class ByReference:
                 references = self._embeddings.offer(offers)
                 if references:
                     request = _with_references(request, references)
-                async for chunk in super().generate(request, context):  # type: ignore[misc]
-                    yield chunk
+                with tracing.span(self.engine_span) as engine:
+                    async for chunk in super().generate(request, context):  # type: ignore[misc]
+                        if chunk.get("token_ids"):
+                            engine.end()
+                        yield chunk
         except RequestStopped:
             return
         except ResumeError as error:

@@ -4,18 +4,19 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.errors import ResumeError
-from dynamo.sglang_mm_resume.core.messages import ENCODE_CONTROL_REPLY, Ping
 from dynamo.sglang_mm_resume.transport.rpc import (
     Client,
     PeerUnreachable,
-    ask,
+    ProbeTotals,
     each_while,
     heartbeat,
+    ping,
 )
 
 #: Seconds for answers that need no block: a loaded loop may be slow, a dead peer must not hang us.
@@ -30,16 +31,19 @@ class Workers:
     generate: Client
     control: Client
     settings: Settings
+    probes: ProbeTotals = field(default_factory=ProbeTotals)
 
     async def start(
         self, instance_id: int, request: Any, context: Any = None
     ) -> AsyncIterator[Any]:
         """The stream of one worker's answer; while it is silent, the worker is probed.
 
+        With `context`, what ends that ends the call; without, it is on behalf of the request only.
         Raises `PeerUnreachable` if the worker does not take the request in time, and from the
         stream once it counts as dead. Both may raise what Dynamo's client raises.
         """
         who = f"{self.role} worker"
+        context = tracing.carrying(context) if context else tracing.call_context()
         try:
             async with asyncio.timeout(CONTROL_TIMEOUT_S):
                 stream = await self.generate.direct(
@@ -50,14 +54,14 @@ class Workers:
             raise PeerUnreachable(text) from None
         interval_s = self.settings.heartbeat_interval_s
         failures = self.settings.heartbeat_max_failures
-        probe = heartbeat(self.control, instance_id, who, interval_s, failures)
+        probe = heartbeat(self.control, instance_id, who, interval_s, failures, self.probes)
         return each_while(stream, interval_s, probe)
 
     async def answers_ping(self, instance_id: int) -> bool:
         """Whether a worker is alive."""
         interval_s = self.settings.heartbeat_interval_s
         try:
-            await ask(self.control, instance_id, Ping(), ENCODE_CONTROL_REPLY, interval_s)
+            await ping(self.control, instance_id, interval_s, self.probes)
         except ResumeError:
             return False
         return True

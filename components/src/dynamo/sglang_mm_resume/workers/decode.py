@@ -36,6 +36,8 @@ logger = logging.getLogger(__name__)
 class DecodeHandler(ByReference, DecodeWorkerHandler):
     """Dynamo's handler, which learns of pictures without fetching them a second time."""
 
+    engine_span = "first_decode"
+
     async def generate(
         self, request: dict[str, Any], context: Any
     ) -> AsyncGenerator[dict[str, Any], None]:

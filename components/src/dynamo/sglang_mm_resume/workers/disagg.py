@@ -33,8 +33,8 @@ class PrefillDecode:
     """Lets a prefill worker and a decode worker answer a request together."""
 
     def __init__(self, settings: Settings, prefill: Workers, decode: Workers) -> None:
-        self._prefill = prefill
-        self._decode = decode
+        self.prefill = prefill
+        self.decode = decode
         # By `generate`: a worker that drains leaves that first.
         self._decode_workers = LeastOutstanding(
             decode.generate,
@@ -43,6 +43,11 @@ class PrefillDecode:
             settings.bootstrap_timeout_s,
             decode.answers_ping,
         )
+
+    @property
+    def num_waiting(self) -> int:
+        """Requests that wait for a decode worker with room."""
+        return self._decode_workers.num_waiting
 
     async def close(self) -> None:
         """End the probing of decode workers."""
@@ -62,12 +67,9 @@ class PrefillDecode:
     ) -> AsyncGenerator[Chunk, None]:
         """The decode worker's chunks. An error of either worker ends both."""
         async with self._decode_workers.borrow() as decode:
-            with (
-                _child(context, self._prefill.role) as prefill_context,
-                _child(context, self._decode.role) as decode_context,
-            ):
+            with _child(context) as prefill_context, _child(context) as decode_context:
                 room = {"bootstrap_info": {"bootstrap_room": secrets.randbits(ROOM_BITS)}}
-                source = await self._prefill.start(prefill, request | room, prefill_context)
+                source = await self.prefill.start(prefill, request | room, prefill_context)
                 kv = {"bootstrap_info": await _named_kv(source, prefill)}
                 prefilling = asyncio.ensure_future(_finish(source, prefill))
                 answer = self._answer(request | kv, decode, decode_context)
@@ -83,7 +85,7 @@ class PrefillDecode:
         self, request: dict[str, Any], decode: int, context: Any
     ) -> AsyncGenerator[Chunk, None]:
         try:
-            async for chunk in await self._decode.start(decode, request, context):
+            async for chunk in await self.decode.start(decode, request, context):
                 yield chunk
         except PeerUnreachable as error:  # the prefill worker is not to blame
             self._decode_workers.suspect(decode)
@@ -115,9 +117,9 @@ async def _finish(source: AsyncIterator[Chunk], prefill: int) -> None:
 
 
 @contextmanager
-def _child(context: Any, name: str) -> Iterator[Any]:
+def _child(context: Any) -> Iterator[Any]:
     """A context for one worker: it stops with the request's own, and when the block ends."""
-    child = context.detached(f"{context.id()}-{name}")
+    child = context.detached(context.id())
     ending = asyncio.ensure_future(context.async_killed_or_stopped())
     ending.add_done_callback(lambda _: child.stop_generating())
     try:

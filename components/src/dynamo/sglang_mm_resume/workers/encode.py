@@ -6,9 +6,11 @@ import asyncio
 import logging
 from collections import Counter, defaultdict
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack
 from dataclasses import asdict
 from typing import Any
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.budget import PromptBudget
 from dynamo.sglang_mm_resume.core.errors import (
@@ -18,6 +20,7 @@ from dynamo.sglang_mm_resume.core.errors import (
     ResumeError,
     TransferFailed,
 )
+from dynamo.sglang_mm_resume.core.histogram import SECONDS, Histogram
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.core.messages import (
     ENCODE,
@@ -117,6 +120,7 @@ class EncodeHandler:
         receivers: Receivers,
     ) -> None:
         self.refusals: Counter[str] = Counter()
+        self.load_seconds = Histogram(SECONDS)
         self._settings = settings
         self._media = media
         self._encodings = Encodings(encoder, media, writer)
@@ -170,15 +174,21 @@ class EncodeHandler:
 
     def status(self) -> dict[str, Any]:
         """What operators and tests look at; every number is current."""
+        batches = self._encodings.encoder.batches
         return {
             "role": "encode",
             "pool": self._pool_status(),
             "transfers": {k: v.value for k, v in self._writer.live.items()},
+            "progress": {k: asdict(v) for k, v in self._writer.progress.items()},
+            "encodes_waiting": batches.num_waiting,
+            "writes_in_flight": self._writer.num_in_flight,
             "totals": {
                 **asdict(self._writer.totals),
                 **asdict(self._writer.cache.totals),
                 **asdict(self._encodings.totals),
-                "encode_batches": self._encodings.encoder.batches.count,
+                "load_seconds": asdict(self.load_seconds),
+                "encode_seconds": asdict(batches.seconds),
+                "encode_batch_items": asdict(batches.sizes),
             },
             "refusals": dict(self.refusals),
             "tasks": len(self._background),
@@ -222,18 +232,20 @@ class EncodeHandler:
                 )
 
     async def _encode(self, message: Encode, outgoing: Outgoing) -> AsyncGenerator[Message, None]:
-        with blaming(message.media):
-            content = await outgoing.unless_closed(self._media.fetch(message.media))
-            with self._encodings.of(content) as encoding:
+        with blaming(message.media), ExitStack() as uses:
+            with tracing.span("load", self.load_seconds):
+                content = await outgoing.unless_closed(self._media.fetch(message.media))
+                encoding = uses.enter_context(self._encodings.of(content))
                 del content  # what is held is bounded in sum
                 sized = await outgoing.unless_closed(encoding.sized())
-                # Before the tower: it cannot be interrupted, and others wait for it.
-                budget = PromptBudget(message.prompt_tokens, message.max_prompt_tokens)
-                budget.add(sized.total_tokens)
-                yield sized
+            # Before the tower: it cannot be interrupted, and others wait for it.
+            budget = PromptBudget(message.prompt_tokens, message.max_prompt_tokens)
+            budget.add(sized.total_tokens)
+            yield sized
+            with tracing.span("encode", tokens=sized.total_tokens):
                 rows = await outgoing.unless_closed(encoding.rows())
-                async for sent in outgoing.send(rows):
-                    yield sent
+            async for sent in outgoing.send(rows):
+                yield sent
 
     async def _close_when_stopped(self, transfer_id: str, context: RequestContext) -> None:
         await context.async_killed_or_stopped()

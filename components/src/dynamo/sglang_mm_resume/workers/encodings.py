@@ -5,7 +5,6 @@ finds the rows in the pool, and whoever comes meanwhile shares the work.
 """
 
 import asyncio
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,13 +27,10 @@ Rows = torch.Tensor | Stored
 
 @dataclass(slots=True)
 class EncodeTotals:
-    """Counters since the start, for /metrics. `shared`: items that had no tower run of their own,
-    because an equal one was under way.
-    """
+    """Counters since the start; metrics.py says what each is."""
 
     encodes: int = 0
-    encode_seconds: float = 0.0
-    shared: int = 0
+    encodes_shared: int = 0
 
 
 class Encodings:
@@ -55,7 +51,7 @@ class Encodings:
         if encoding is None or encoding.has_failed:
             encoding = self._live[content.key] = Encoding(content, self)
         else:
-            self.totals.shared += 1
+            self.totals.encodes_shared += 1
         encoding.num_users += 1
         try:
             yield encoding
@@ -128,11 +124,8 @@ class Encoding:
         if self._prepared is None:
             assert self._stored is not None
             return self._stored
-        totals = self._encodings.totals
-        started = time.monotonic()
         rows = await self._encodings.encoder.encode(self._prepared)
-        totals.encodes += 1
-        totals.encode_seconds += time.monotonic() - started
+        self._encodings.totals.encodes += 1
         self._prepared = None
         self._room.close()
         self._stored = self._encodings.writer.store(self._key, sized, rows)

@@ -15,6 +15,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Final
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.budget import PromptBudget
 from dynamo.sglang_mm_resume.core.errors import (
@@ -32,6 +33,7 @@ from dynamo.sglang_mm_resume.core.handshake import (
     TryGrant,
     WaitForGrant,
 )
+from dynamo.sglang_mm_resume.core.histogram import SECONDS, Histogram
 from dynamo.sglang_mm_resume.core.messages import (
     ENCODE_CONTROL_REPLY,
     ENCODE_EVENT,
@@ -56,6 +58,7 @@ from dynamo.sglang_mm_resume.core.transitions import Shaking
 from dynamo.sglang_mm_resume.transport.rpc import (
     Client,
     PeerUnreachable,
+    ProbeTotals,
     ask,
     each_within,
 )
@@ -73,6 +76,9 @@ MAX_ATTEMPTS: Final = 2
 #: What another encode worker might not refuse. INTERNAL: this one may be out of memory.
 ENCODE_RETRYABLE: Final = RETRYABLE | {Reason.INTERNAL}
 
+
+#: Of a request with media, by which its time is told apart; metrics.py says what each is.
+STAGES: Final = ("reserve", "load", "encode", "first_token")
 
 #: The prefill worker no longer knows the transfer, and is well.
 GIVEN_UP: Final = frozenset({Reason.UNKNOWN_TRANSFER, Reason.FAILED})
@@ -161,12 +167,15 @@ class Item:
 
 @dataclass(slots=True)
 class HandOffTotals:
-    """Counters since the start, for /metrics."""
+    """Counters and histograms since the start; metrics.py says what each is."""
 
     items: int = 0
     rounds: int = 0
     bytes: int = 0
     encode_retries: int = 0
+    stage_seconds: dict[str, Histogram] = field(
+        default_factory=lambda: {stage: Histogram(SECONDS) for stage in STAGES}
+    )
 
 
 class HandOff:
@@ -193,6 +202,16 @@ class HandOff:
     def require_room(self) -> None:
         """Raises `Refused` at once if the encode workers have more than enough to do (R7)."""
         self._encode_workers.require_room()
+
+    @property
+    def num_waiting(self) -> int:
+        """Items that wait for an encode worker with room."""
+        return self._encode_workers.num_waiting
+
+    @property
+    def probes(self) -> ProbeTotals:
+        """Of encode workers."""
+        return self._encode.probes
 
     async def move(self, items: list[Item], destination: Destination) -> None:
         """All items in parallel; the first error gives the others up.
@@ -248,10 +267,11 @@ class HandOff:
 
     async def _attempt(self, item: Item, destination: Destination, encode: int) -> None:
         """By one encode worker. Whatever ends it early, nothing of it stays (R16)."""
+        transfer_id = item.handshake.transfer_id
         try:
-            await self._shake_hands(item, destination, encode)
+            with tracing.branch("item", transfer_id=transfer_id, image=item.index):
+                await self._shake_hands(item, destination, encode)
         except BaseException as error:
-            transfer_id = item.handshake.transfer_id
             self.background.start(self._give_up(transfer_id, destination.prefill, encode))
             if isinstance(error, Refused) and error.reason is Reason.BAD_REQUEST:
                 text = f"image {item.index + 1}: {error.message}"
@@ -280,9 +300,15 @@ class HandOff:
             prompt_tokens=destination.budget.prompt_tokens,
             max_prompt_tokens=granted.max_prompt_tokens,
         )
+        stage = tracing.Span(self.totals.stage_seconds["load"])
         async with _together() as tasks, aclosing(self._events(message, encode)) as events:
             async for event in events:
+                if isinstance(event, Sized):
+                    stage.end()
+                    stage = tracing.Span(self.totals.stage_seconds["encode"])
                 actions = self._react(item, event, destination.budget)
+                if shake.state is Shaking.DONE:
+                    stage.end()
                 if actions:  # not here: what waits for blocks must hear of the writer's end
                     tasks.create_task(self._act(item, destination.prefill, encode, actions))
             if shake.state is not Shaking.DONE:
@@ -356,9 +382,10 @@ class HandOff:
         waits = not isinstance(message, Resume) or message.wait
         timeout_s = self._patience_s if waits else CONTROL_TIMEOUT_S
         try:
-            answer = await ask(
-                self._peers.prefill_transfer, prefill, message, PREFILL_REPLY, timeout_s
-            )
+            with tracing.span(message.op, self.totals.stage_seconds.get(message.op), waits=waits):
+                answer = await ask(
+                    self._peers.prefill_transfer, prefill, message, PREFILL_REPLY, timeout_s
+                )
         except PeerUnreachable as error:
             self._prefill_workers.suspect(prefill)
             raise PrefillFailed(error) from error

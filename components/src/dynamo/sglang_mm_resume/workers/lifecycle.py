@@ -23,6 +23,10 @@ class RequestStopped(Exception):
     """The client hung up, or the request was cancelled; nobody reads the answer any more."""
 
 
+class WorkerLost(RuntimeError):
+    """This worker cannot go on, and nobody has asked it to end: to be started again."""
+
+
 class RequestContext(Protocol):
     """What is used of `dynamo.runtime.Context`."""
 
@@ -113,10 +117,14 @@ class DrainFirst:
         await asyncio.gather(*leaving, return_exceptions=True)
 
 
-async def serve(endpoints: Iterable[Awaitable[Any]], registration: Awaitable[None]) -> None:
+async def serve(
+    endpoints: Iterable[Awaitable[Any]], registration: Awaitable[None], shutdown: asyncio.Event
+) -> None:
     """Serve until all endpoints have stopped; register meanwhile, unless that comes too late.
 
     The registration may last as long as the serving (`Presence.keep`). If it fails, serving ends.
+    `shutdown` is what Dynamo sets before it stops the endpoints for a signal. Raises WorkerLost
+    where they stop without it.
     """
     serving = asyncio.gather(*endpoints)
     registering = asyncio.ensure_future(registration)
@@ -129,6 +137,9 @@ async def serve(endpoints: Iterable[Awaitable[Any]], registration: Awaitable[Non
         serving.cancel()
         registering.cancel()
         await asyncio.gather(serving, registering, return_exceptions=True)
+    if not shutdown.is_set():
+        # What Dynamo's runtime does with its lease in etcd gone: it could register nothing more.
+        raise WorkerLost("Dynamo's runtime has ended: the lease in discovery is lost, start again")
 
 
 def serve_status(runtime: Any, status: Callable[[], dict[str, Any]]) -> None:

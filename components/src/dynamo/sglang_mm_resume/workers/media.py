@@ -43,6 +43,7 @@ from PIL import Image
 
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.core.messages import Media
+from dynamo.sglang_mm_resume.transport.tasks import in_thread
 
 #: Pixels of one picture, 4 bytes each: where Pillow begins to suspect a decompression bomb.
 MAX_PIXELS: Final = 89_478_485
@@ -119,7 +120,7 @@ class MediaLoader:
             return await self._in_thread(self._decode, content.data)
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._threads, function, *args)
+        return await in_thread(self._threads, function, *args)
 
     def _named(self, data: bytes) -> Content:
         return Content(data, sha256(self._identity + data).hexdigest())

@@ -42,7 +42,7 @@ def make_pool(settings: Settings, layout: Layout, model_tokens: int | None) -> P
     device = resolve_device(settings.pool_device)
     try:
         memory = PoolMemory(layout, num_blocks, device, settings.max_kept_bytes)
-    except (RuntimeError, OSError, MemoryError, torch.OutOfMemoryError) as error:
+    except (RuntimeError, OSError, MemoryError, OverflowError, torch.OutOfMemoryError) as error:
         raise SystemExit(
             f"error: a pool of {num_blocks * layout.block_bytes / 2**20:.0f} MiB does not fit on "
             f"{device}: lower --embedding-cache-buffer-size (SGLANG_EMBEDDING_CACHE_BUFFER_SIZE): "

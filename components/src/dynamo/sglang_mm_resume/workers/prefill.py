@@ -9,6 +9,7 @@ Dynamo's `PrefillWorkerHandler`.
 
 import asyncio
 import logging
+import time
 from collections import Counter, OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -25,6 +26,7 @@ from dynamo.sglang_mm_resume.core.errors import (
     ResumeError,
 )
 from dynamo.sglang_mm_resume.core.layout import Layout
+from dynamo.sglang_mm_resume.core.lengths import RecentLengths
 from dynamo.sglang_mm_resume.core.messages import (
     ENCODE_CONTROL_REPLY,
     LOCAL_MEDIA,
@@ -52,7 +54,13 @@ from dynamo.sglang_mm_resume.core.messages import (
 from dynamo.sglang_mm_resume.transport.assembler import Assembler
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
-from dynamo.sglang_mm_resume.transport.rpc import Client, PeerUnreachable, ask
+from dynamo.sglang_mm_resume.transport.rpc import (
+    Client,
+    PeerUnreachable,
+    ProbeTotals,
+    ask,
+    ping,
+)
 from dynamo.sglang_mm_resume.workers.by_reference import ByReference, taken
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     Admission,
@@ -79,6 +87,7 @@ class Writers:
     """Asks encode workers to close transfers, and knows when one is dead (R6)."""
 
     def __init__(self, client: Client, settings: Settings) -> None:
+        self.probes = ProbeTotals()
         self._client = client
         self._settings = settings
         self._failures: Counter[int] = Counter()
@@ -113,7 +122,7 @@ class Writers:
     async def _probe(self, writer: int, assembler: Assembler) -> None:
         timeout_s = self._settings.heartbeat_interval_s
         try:
-            await ask(self._client, writer, Ping(), ENCODE_CONTROL_REPLY, timeout_s)
+            await ping(self._client, writer, timeout_s, self.probes)
         except ResumeError as error:
             self._failures[writer] += 1
             logger.warning("encode worker %s failed a probe: %s", writer, error)
@@ -191,7 +200,7 @@ class TransferHandler:
             case Reserve() | Resume():
                 return await self._grant(message)
             case Abort():
-                self._assembler.drop(message.transfer_id, message.writer_closed)
+                self._assembler.abort(message.transfer_id, message.writer_closed)
                 return Done()
             case Ping():
                 return Done()
@@ -324,11 +333,17 @@ async def drain(admission: Admission, assembler: Assembler, grace_s: float) -> N
         logger.warning("%d requests did not finish in time", admission.accepted)
 
 
+def _lengths(lengths: RecentLengths) -> dict[str, int | None]:
+    """Tokens of recent embeddings; `p75` once they are enough to say so."""
+    return {"count": len(lengths), "p75": lengths.usual, "max": lengths.longest}
+
+
 def prefill_status(
     settings: Settings,
     transfers: TransferHandler,
     assembler: Assembler,
     embeddings: EmbeddingInput,
+    writers: Writers,
 ) -> dict[str, Any]:
     """What operators and tests look at; every number is current."""
     receiver = assembler.receiver
@@ -336,11 +351,18 @@ def prefill_status(
         "role": "prefill",
         "pool": asdict(receiver.pool.stats()),
         "transfers": {k: v.value for k, v in receiver.live.items()},
+        "progress": {k: asdict(v) for k, v in receiver.progress(time.monotonic()).items()},
         "default_blocks": receiver.pool.default_blocks,
         "waiting": receiver.num_waiting,
+        "peak_transfers": receiver.peak_transfers,
+        "lengths": _lengths(receiver.lengths),
         "assembled_tokens": receiver.assembled_tokens,
         "embeddings_offered": len(embeddings),
-        "totals": {**asdict(assembler.totals), "reasons": dict(assembler.totals.reasons)},
+        "totals": {
+            **asdict(assembler.totals),
+            "reasons": dict(assembler.totals.reasons),
+            "peer_probes": {"encode": asdict(writers.probes)},
+        },
         "oddities": {k.value: v for k, v in receiver.oddities.items()},
         "refusals": dict(transfers.refusals),
         "tasks": assembler.num_tasks,

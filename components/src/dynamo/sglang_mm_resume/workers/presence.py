@@ -5,6 +5,9 @@
 A process that stands still for longer than its lease (stopped, swapped out, its machine paused) is
 taken off the list by others. Dynamo's keep-alive goes on afterwards, but for entries that are gone:
 without this, a worker that is well again is never asked again.
+
+In Kubernetes there are no leases: entries stay, and are listed while the pod is ready. A pod that
+is not, because it starts or shuts down, has lost nothing.
 """
 
 import asyncio
@@ -13,6 +16,8 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Final
+
+from dynamo.sglang_mm_resume.workers.lifecycle import WorkerLost
 
 logger = logging.getLogger(__name__)
 
@@ -25,6 +30,8 @@ ATTEMPTS: Final = 4
 #: A look that is so much too late: the process stood still, for longer than an entry may safely go
 #: without Dynamo's keep-alive.
 STOOD_STILL_S: Final = 5.0
+#: Discovery backends whose entries last as long as their owner.
+_WITHOUT_LEASES: Final = frozenset({"kubernetes"})
 
 
 @dataclass(slots=True)
@@ -62,20 +69,26 @@ class Listing:
             if self._wanted:
                 await self._endpoint.register_endpoint_instance()
 
-    async def is_lost(self) -> bool:
+    async def watch(self) -> None:
+        """See what others see from now on, also while discovery is away. May raise Exception."""
+        self._client = await self._endpoint.client()
+
+    def is_lost(self) -> bool:
         """Whether others do not see what they are meant to see."""
-        if self._client is None:
-            self._client = await self._endpoint.client()
         listed = self._endpoint.connection_id() in self._client.instance_ids()
         return self._wanted and not listed
 
 
 class Presence:
-    """The entries of one worker: an instance of each endpoint, and its model card."""
+    """The entries of one worker: an instance of each endpoint, and its model card.
 
-    def __init__(self, *endpoints: Any, look_every_s: float = LOOK_EVERY_S) -> None:
+    `backend` is the name of Dynamo's discovery backend.
+    """
+
+    def __init__(self, *endpoints: Any, backend: str, look_every_s: float = LOOK_EVERY_S) -> None:
         self.listings = [Listing(endpoint) for endpoint in endpoints]
         self.totals = PresenceTotals()
+        self._has_leases = backend not in _WITHOUT_LEASES
         self._look_every_s = look_every_s
         self._looked_at = 0.0  # by the clock that leases go by, which a suspended machine moves on
 
@@ -87,9 +100,13 @@ class Presence:
         `list_model` registers the model card alone; one that is there stays as it is. Cards cannot
         be looked up from here, and may get lost alone when a worker goes on at the moment at which
         others remove its entries: all are registered again after the process has stood still.
-        Raises what these two raise, and RuntimeError if registering has no effect.
+        Raises what these two raise, and WorkerLost if registering has no effect.
         """
         await register()
+        if not self._has_leases:
+            return
+        for listing in self.listings:
+            await listing.watch()
         self._looked_at = time.time()
         while True:
             await self._until_lost()
@@ -117,7 +134,7 @@ class Presence:
             for _ in range(LOOKS_FOR_RETURN):
                 if not await self._look():
                     return
-        raise RuntimeError(f"discovery does not list this worker after {ATTEMPTS} attempts")
+        raise WorkerLost(f"discovery does not list this worker after {ATTEMPTS} attempts")
 
     async def _until_lost(self) -> None:
         """Return once some looks in a row have missed an entry, or one came far too late."""
@@ -132,5 +149,4 @@ class Presence:
         """Whether an entry is lost, when it is time to look again."""
         await asyncio.sleep(self._look_every_s)
         self._looked_at = time.time()
-        lost = [await listing.is_lost() for listing in self.listings]
-        return any(lost)
+        return any(listing.is_lost() for listing in self.listings)

@@ -18,11 +18,13 @@ from typing import Any
 from dynamo.common.backend.health_check import is_probe
 from dynamo.common.utils.token_ids import normalize_request_token_ids
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.budget import PromptBudget
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused, ResumeError, TransferFailed
+from dynamo.sglang_mm_resume.core.histogram import SECONDS, Histogram
 from dynamo.sglang_mm_resume.core.messages import Media, Refusal
-from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable
+from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable, ProbeTotals
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.disagg import PrefillDecode
@@ -70,13 +72,16 @@ ANY_ROUTE = Route()
 
 @dataclass(slots=True)
 class ProcessorTotals:
-    """Counters since the start, for /metrics."""
+    """Counters and histograms since the start; metrics.py says what each is."""
 
     requests: int = 0
     stopped: int = 0
     prefill_retries: int = 0
     encode_fallbacks: int = 0
     errors: Counter[str] = field(default_factory=Counter)
+    first_token_seconds: dict[str, Histogram] = field(
+        default_factory=lambda: {media: Histogram(SECONDS) for media in ("yes", "no")}
+    )
 
 
 class Processor:
@@ -95,7 +100,11 @@ class Processor:
         self._image_token_id = image_token_id
         self._prefill_decode = prefill_decode
         self._chunks = prefill_decode.chunks if prefill_decode else self._aggregated
-        self._prefill = Workers("prefill", peers.prefill, peers.prefill_transfer, settings)
+        self._prefill = (
+            prefill_decode.prefill
+            if prefill_decode
+            else Workers("prefill", peers.prefill, peers.prefill_transfer, settings)
+        )
         self._prefill_workers = LeastOutstanding(
             peers.prefill_transfer,
             "prefill",
@@ -117,9 +126,13 @@ class Processor:
             return
         self.totals.requests += 1
         self._live += 1
+        has_media = "yes" if request.get("multi_modal_data") else "no"
+        first_token = tracing.Span(self.totals.first_token_seconds[has_media])
         try:
             self._require_room()
             async for chunk in self._answer(request, context):
+                if chunk.get("token_ids"):
+                    first_token.end()
                 yield chunk
         except RequestStopped:
             self.totals.stopped += 1
@@ -158,10 +171,32 @@ class Processor:
         return {
             "role": "processor",
             "requests": self._live,
+            "items_waiting": self._items_waiting(),
             "tasks": len(self._hand_off.background),
             "limits": self._settings.limits,
-            "totals": {**totals, "errors": dict(self.totals.errors)},
+            "totals": {
+                **totals,
+                "errors": dict(self.totals.errors),
+                "peer_probes": {role: asdict(found) for role, found in self._probes().items()},
+            },
         }
+
+    def _items_waiting(self) -> dict[str, int]:
+        """Work that waits for a worker of a role that has room."""
+        waiting = {
+            "encode": self._hand_off.num_waiting,
+            "prefill": self._prefill_workers.num_waiting,
+        }
+        if self._prefill_decode is not None:
+            waiting["decode"] = self._prefill_decode.num_waiting
+        return waiting
+
+    def _probes(self) -> dict[str, ProbeTotals]:
+        """By the role of those that were probed."""
+        probes = {"encode": self._hand_off.probes, "prefill": self._prefill.probes}
+        if self._prefill_decode is not None:
+            probes["decode"] = self._prefill_decode.decode.probes
+        return probes
 
     def _require_room(self) -> None:
         """Beyond the limit a client hears at once that it must come again (R7)."""
@@ -244,8 +279,13 @@ class Processor:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """The engine's chunks. A stream without an end is an error, not an answer (R14)."""
         unfinished = set(range(num_choices(request)))
+        first_token = tracing.span(
+            "first_token", self._hand_off.totals.stage_seconds["first_token"]
+        )
         try:
             async for chunk in self._chunks(request, prefill, context):
+                if chunk.get("token_ids"):
+                    first_token.end()
                 if chunk.get("finish_reason"):
                     unfinished.discard(chunk.get("index") or 0)
                 yield chunk
@@ -255,6 +295,8 @@ class Processor:
             if context.is_stopped():
                 raise RequestStopped from error
             raise _of_prefill(error) from error
+        finally:
+            first_token.abandon()
         if unfinished and not context.is_stopped():
             raise PrefillFailed(
                 TransferFailed(f"the answer of prefill worker {prefill} ended early")

@@ -13,8 +13,10 @@ from typing import NoReturn
 import uvloop
 from dynamo.runtime.logging import configure_dynamo_logging
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.args import log_bootstrap_addr_notice, parse_settings, print_help
 from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.workers.lifecycle import WorkerLost
 
 Worker = Callable[[Settings, list[str]], Awaitable[None]]
 
@@ -22,7 +24,10 @@ logger = logging.getLogger(__name__)
 
 
 def run(prog: str, worker: Worker, upstream_help: Callable[[], object]) -> None:
-    """Parse `sys.argv`, then run `worker` until it ends. Exits with 2 on a bad argument."""
+    """Parse `sys.argv`, then run `worker` until it ends.
+
+    Exits with 2 on a bad argument, and with 1 where the worker cannot go on.
+    """
     argv = sys.argv[1:]
     if "-h" in argv or "--help" in argv:
         print_help(f"python -m dynamo.sglang_mm_resume.{prog}", upstream_help)
@@ -32,8 +37,13 @@ def run(prog: str, worker: Worker, upstream_help: Callable[[], object]) -> None:
     # Dynamo's and SGLang's parsers print hundreds of lines of usage in front of what is wrong.
     argparse.ArgumentParser.error = _one_line  # type: ignore[assignment]
     configure_dynamo_logging()
+    tracing.start()
     log_bootstrap_addr_notice()
-    uvloop.run(worker(settings, rest))  # type: ignore[arg-type]
+    try:
+        uvloop.run(worker(settings, rest))  # type: ignore[arg-type]
+    except WorkerLost as error:
+        logger.error("%s", error)
+        sys.exit(1)
 
 
 def sglang_help() -> None:

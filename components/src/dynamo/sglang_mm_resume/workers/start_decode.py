@@ -11,6 +11,7 @@ from dynamo.llm import ModelInput, ModelType, WorkerType
 from dynamo.sglang.health_check import SglangDisaggHealthCheckPayload
 from dynamo.sglang.register import register_model_with_readiness_gate
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.workers import sglang_engine
@@ -19,6 +20,7 @@ from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT
 from dynamo.sglang_mm_resume.workers.lifecycle import Admission, DrainFirst, serve, serve_status
 from dynamo.sglang_mm_resume.workers.presence import Presence
 from dynamo.sglang_mm_resume.workers.start_engine import EngineProcess, run_engine
+from dynamo.sglang_mm_resume.workers.status import STATUS_ENDPOINT, answering, described
 
 logger = logging.getLogger(__name__)
 
@@ -35,13 +37,16 @@ async def _serve(process: EngineProcess) -> None:
     engine, generate, runtime = process.engine, process.generate, process.runtime
     server_args = process.config.server_args
     control = runtime.endpoint(f"{process.namespace}.{COMPONENT}.mm_transfer")
+    about = runtime.endpoint(f"{process.namespace}.{COMPONENT}.{STATUS_ENDPOINT}")
     admission = Admission()
     refusals: Counter[str] = Counter()
 
     async def leave() -> None:
         await drain(admission, process.settings.shutdown_grace_s)
 
-    presence = Presence(generate, control)
+    presence = Presence(
+        generate, control, about, backend=process.config.dynamo_args.discovery_backend
+    )
     process.shutdown_endpoints[:] = [DrainFirst(leave, presence.listings)]
     embeddings = sglang_engine.EmbeddingInput(engine)
     await sglang_engine.warm_up(engine, embeddings, width=1)
@@ -54,7 +59,7 @@ async def _serve(process: EngineProcess) -> None:
     def status() -> dict[str, Any]:
         return decode_status(engine, embeddings, refusals)
 
-    counted = presence.counted(status)
+    counted = described(presence.counted(status), process.namespace)
     serve_status(runtime, counted)
     publish_metrics(
         generate, counted, server_args.served_model_name, f"{process.namespace}.{COMPONENT}"
@@ -79,11 +84,14 @@ async def _serve(process: EngineProcess) -> None:
 
     endpoints = (
         generate.serve_endpoint(
-            handler.generate,
+            tracing.serving(handler.generate, "decode"),
             graceful_shutdown=True,
             metrics_labels=process.labels,
             health_check_payload=SglangDisaggHealthCheckPayload(engine).to_dict(),
         ),
         control.serve_endpoint(answer_probe, graceful_shutdown=True, metrics_labels=process.labels),
+        about.serve_endpoint(
+            answering(counted), graceful_shutdown=True, metrics_labels=process.labels
+        ),
     )
-    await serve(endpoints, presence.keep(register, list_model))
+    await serve(endpoints, presence.keep(register, list_model), process.shutdown)

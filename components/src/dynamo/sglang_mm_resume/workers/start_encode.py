@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Starts an encode worker: arguments, tower, pool, NIXL, endpoints, registration."""
 
+import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -13,6 +14,7 @@ from dynamo.sglang.args import Config, parse_args
 from dynamo.sglang.register import register_model_with_readiness_gate
 from PIL import Image
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.metrics import publish_metrics
@@ -30,6 +32,7 @@ from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from dynamo.sglang_mm_resume.workers.pool import make_pool
 from dynamo.sglang_mm_resume.workers.presence import Presence
 from dynamo.sglang_mm_resume.workers.sglang_encoder import VisionEncoder, max_image_tokens
+from dynamo.sglang_mm_resume.workers.status import STATUS_ENDPOINT, answering, described
 
 logger = logging.getLogger(__name__)
 
@@ -43,11 +46,12 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     dynamo_args = config.dynamo_args
     runtime, loop = runtime_of(dynamo_args)
     endpoints: list[Any] = []
-    install_signal_handlers(loop, runtime, endpoints)
+    shutdown = asyncio.Event()
+    install_signal_handlers(loop, runtime, endpoints, shutdown)
     encoder = VisionEncoder(config.server_args, settings.thread_pool_size, settings.encode_batch)
     try:
         await _warm_up(encoder)
-        await _serve(settings, config, runtime, endpoints, encoder)
+        await _serve(settings, config, runtime, endpoints, shutdown, encoder)
     finally:
         runtime.set_health_status(False)
         encoder.close()
@@ -58,12 +62,14 @@ async def _serve(
     config: Config,
     runtime: Any,
     endpoints: list[Any],
+    shutdown: asyncio.Event,
     encoder: VisionEncoder,
 ) -> None:
     server_args = config.use_resolved_server_args(encoder.server_args)
     prefix = f"{config.dynamo_args.namespace}.{COMPONENT}"
     generate = runtime.endpoint(f"{prefix}.generate")
     control = runtime.endpoint(f"{prefix}.mm_transfer")
+    about = runtime.endpoint(f"{prefix}.{STATUS_ENDPOINT}")
     layout = Layout(
         model=server_args.served_model_name,
         width=encoder.width,
@@ -96,9 +102,10 @@ async def _serve(
         ),
         receivers,
     )
-    presence = Presence(generate, control)
+    presence = Presence(generate, control, about, backend=config.dynamo_args.discovery_backend)
     endpoints.append(DrainFirst(handler.drain, presence.listings))
-    status = presence.counted(handler.status)
+    namespace = config.dynamo_args.namespace
+    status = described(presence.counted(handler.status), namespace, layout, agent.memory_kind)
     serve_status(runtime, status)
     publish_metrics(generate, status, server_args.served_model_name, prefix)
     labels = [("model", layout.model), ("model_name", layout.model)]
@@ -123,13 +130,16 @@ async def _serve(
     try:
         served = (
             generate.serve_endpoint(
-                handler.generate, graceful_shutdown=True, metrics_labels=labels
+                tracing.serving(handler.generate, "encode_item"),
+                graceful_shutdown=True,
+                metrics_labels=labels,
             ),
             control.serve_endpoint(
-                handler.mm_transfer, graceful_shutdown=True, metrics_labels=labels
+                tracing.serving(handler.mm_transfer), graceful_shutdown=True, metrics_labels=labels
             ),
+            about.serve_endpoint(answering(status), graceful_shutdown=True, metrics_labels=labels),
         )
-        await serve(served, presence.keep(register, list_model))
+        await serve(served, presence.keep(register, list_model), shutdown)
     finally:
         await handler.close()
         await agent.stop()

@@ -35,6 +35,8 @@ class EngineProcess:
     labels: Any
     shutdown_endpoints: list[Any]
     """To be filled with all endpoints of the worker: a shutdown unregisters them first."""
+    shutdown: asyncio.Event
+    """Set by a shutdown before it stops them."""
 
     @property
     def namespace(self) -> str:
@@ -75,7 +77,15 @@ async def run_engine(
             return
         handler_args = (engine, config, publisher, generate, shutdown_event)
         process = EngineProcess(
-            settings, config, runtime, engine, generate, handler_args, labels, shutdown_endpoints
+            settings,
+            config,
+            runtime,
+            engine,
+            generate,
+            handler_args,
+            labels,
+            shutdown_endpoints,
+            shutdown_event,
         )
         await serve(process)
     finally:

@@ -13,6 +13,7 @@ from dynamo.llm import ModelInput, ModelType, WorkerType
 from dynamo.sglang.health_check import SglangHealthCheckPayload, SglangPrefillHealthCheckPayload
 from dynamo.sglang.register import register_model_with_readiness_gate
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.core.receiver import Receiver, ReceiverLimits
@@ -39,6 +40,7 @@ from dynamo.sglang_mm_resume.workers.prefill import (
 from dynamo.sglang_mm_resume.workers.presence import Presence
 from dynamo.sglang_mm_resume.workers.sglang_encoder import max_image_tokens
 from dynamo.sglang_mm_resume.workers.start_engine import EngineProcess, run_engine
+from dynamo.sglang_mm_resume.workers.status import STATUS_ENDPOINT, answering, described
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ async def _serve(process: EngineProcess) -> None:
     namespace = process.namespace
     has_decode_workers = config.serving_mode == DisaggregationMode.PREFILL
     control = runtime.endpoint(f"{namespace}.{COMPONENT}.mm_transfer")
+    about = runtime.endpoint(f"{namespace}.{COMPONENT}.{STATUS_ENDPOINT}")
 
     layout = Layout(
         model=server_args.served_model_name,
@@ -109,7 +112,7 @@ async def _serve(process: EngineProcess) -> None:
         generate.connection_id(),
         sglang_engine.max_prompt_tokens(engine),
     )
-    presence = Presence(generate, control)
+    presence = Presence(generate, control, about, backend=config.dynamo_args.discovery_backend)
     process.shutdown_endpoints[:] = [DrainFirst(leave, presence.listings)]
     handler_class = KvSourceHandler if has_decode_workers else PrefillHandler
     handler = handler_class(
@@ -125,10 +128,10 @@ async def _serve(process: EngineProcess) -> None:
     handler.generate_endpoint = presence.listings[0]  # what it takes away while paused stays so
 
     def status() -> dict[str, Any]:
-        state = prefill_status(settings, transfers, assembler, embeddings)
+        state = prefill_status(settings, transfers, assembler, embeddings, writers)
         return {**state, "engine_requests": sglang_engine.num_requests(engine)}
 
-    counted = presence.counted(status)
+    counted = described(presence.counted(status), namespace, layout, agent.memory_kind)
     serve_status(runtime, counted)
     publish_metrics(generate, counted, layout.model, f"{namespace}.{COMPONENT}")
 
@@ -156,16 +159,21 @@ async def _serve(process: EngineProcess) -> None:
     try:
         endpoints = (
             generate.serve_endpoint(
-                handler.generate,
+                tracing.serving(handler.generate, "generate"),
                 graceful_shutdown=True,
                 metrics_labels=process.labels,
                 health_check_payload=health_check(engine).to_dict(),
             ),
             control.serve_endpoint(
-                transfers.mm_transfer, graceful_shutdown=True, metrics_labels=process.labels
+                tracing.serving(transfers.mm_transfer),
+                graceful_shutdown=True,
+                metrics_labels=process.labels,
+            ),
+            about.serve_endpoint(
+                answering(counted), graceful_shutdown=True, metrics_labels=process.labels
             ),
         )
-        await serve(endpoints, presence.keep(register, list_model))
+        await serve(endpoints, presence.keep(register, list_model), process.shutdown)
     finally:
         heartbeat.cancel()
         await assembler.close()

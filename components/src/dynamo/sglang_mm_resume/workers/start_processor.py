@@ -18,6 +18,7 @@ from dynamo.common.utils.graceful_shutdown import install_signal_handlers
 from dynamo.llm import ModelInput, ModelRuntimeConfig, WorkerType, fetch_model, register_model
 from dynamo.runtime import Context
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.workers.calls import Workers
@@ -31,6 +32,7 @@ from dynamo.sglang_mm_resume.workers.lifecycle import (
 )
 from dynamo.sglang_mm_resume.workers.presence import Presence
 from dynamo.sglang_mm_resume.workers.processor import Peers, Processor
+from dynamo.sglang_mm_resume.workers.status import STATUS_ENDPOINT, answering, described
 
 logger = logging.getLogger(__name__)
 
@@ -91,16 +93,18 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     image_token_id = await _image_token_id(config.model_path)
     runtime, loop = runtime_of(config)
     endpoints: list[Any] = []
-    install_signal_handlers(loop, runtime, endpoints, asyncio.Event())
+    shutdown = asyncio.Event()
+    install_signal_handlers(loop, runtime, endpoints, shutdown)
     name = config.served_model_name or config.model_path
     namespace = config.namespace
     generate = runtime.endpoint(f"{namespace}.{COMPONENT}.generate")
-    presence = Presence(generate)
+    about = runtime.endpoint(f"{namespace}.{COMPONENT}.{STATUS_ENDPOINT}")
+    presence = Presence(generate, about, backend=config.discovery_backend)
     endpoints.extend(presence.listings)
-    peers = await _connect(runtime, namespace)
+    peers = await connect(runtime, namespace)
     decode = await _decode_workers(settings, runtime, namespace) if config.decode_workers else None
     processor = Processor(settings, peers, image_token_id, _together(settings, peers, decode))
-    status = presence.counted(processor.status)
+    status = described(presence.counted(processor.status), namespace)
     serve_status(runtime, status)
     publish_metrics(generate, status, name, f"{namespace}.{COMPONENT}")
     labels = [("model", name), ("model_name", name)]
@@ -123,7 +127,8 @@ async def worker(settings: Settings, rest: list[str]) -> None:
         # Served only when all are live; text goes on without encode workers afterwards.
         for client in (peers.prefill, peers.prefill_transfer):
             await wait_for_role(client, "a prefill")
-        for client in (peers.encode, peers.encode_transfer):
+        engine_encodes = settings.encode_fallback == "local" and decode is None
+        for client in () if engine_encodes else (peers.encode, peers.encode_transfer):
             await wait_for_role(client, "an encode")
         for client in (decode.generate, decode.control) if decode else ():
             await wait_for_role(client, "a decode")
@@ -133,10 +138,15 @@ async def worker(settings: Settings, rest: list[str]) -> None:
         logger.info("processor %s serves %s", generate.connection_id(), name)
 
     try:
-        endpoint = generate.serve_endpoint(
-            processor.generate, graceful_shutdown=True, metrics_labels=labels
+        served = (
+            generate.serve_endpoint(
+                tracing.serving(processor.generate, "request"),
+                graceful_shutdown=True,
+                metrics_labels=labels,
+            ),
+            about.serve_endpoint(answering(status), graceful_shutdown=True, metrics_labels=labels),
         )
-        await serve([endpoint], presence.keep(register, list_model))
+        await serve(served, presence.keep(register, list_model), shutdown)
     finally:
         runtime.set_health_status(False)
         await processor.finish()
@@ -150,7 +160,9 @@ async def _warm_up(processor: Processor) -> None:
         logger.error("warm-up request failed: %s", error)
 
 
-async def _connect(runtime: Any, namespace: str) -> Peers:
+async def connect(runtime: Any, namespace: str) -> Peers:
+    """Clients of the workers of one graph; who is alive is known a moment later."""
+
     async def client(endpoint: str) -> Any:
         return await runtime.endpoint(f"{namespace}.{endpoint}").client()
 
