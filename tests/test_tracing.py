@@ -166,12 +166,28 @@ def test_a_call_outside_of_a_request_has_no_context() -> None:
     assert tracing.call_context() is None
 
 
-def test_a_call_has_the_request_s_id_and_not_its_end() -> None:
+def test_a_call_is_the_request_s_but_has_an_id_and_an_end_of_its_own() -> None:
+    """Dynamo breaks off one of two calls that have one id at the same time."""
     context = FakeContext("id-2")
     with tracing.within(tracing.Request("id-2", context)):
-        child = tracing.call_context()
-    assert child is not context
-    assert (child.id(), child.metadata) == ("id-2", {})
+        one, other = tracing.call_context(), tracing.call_context()
+    assert one is not context
+    assert one.id() != other.id()
+    assert one.id().startswith("id-2-")
+    assert one.metadata == other.metadata == {tracing.REQUEST_KEY: "id-2"}
+
+
+async def test_a_worker_that_is_called_knows_the_request(lines: list[str]) -> None:
+    async def handler(request: Any, context: Any) -> AsyncIterator[int]:
+        logger.info("here")
+        again = tracing.call_context()
+        assert again.metadata[tracing.REQUEST_KEY] == "id-4"
+        yield 1
+
+    with tracing.within(tracing.Request("id-4", FakeContext("id-4"))):
+        called = tracing.call_context()
+    await _as_dynamo_does(tracing.serving(handler)(None, called))  # type: ignore[arg-type]
+    assert lines == ["[id-4] here"]
 
 
 # Spans.
@@ -182,7 +198,7 @@ def test_without_export_a_span_is_nothing_but_its_histogram() -> None:
     with tracing.within(tracing.Request("id", FakeContext())):
         assert tracing.span("a") is tracing.span("b")
         with tracing.span("a", seconds), tracing.branch("b"):
-            assert tracing.carrying(FakeContext()).metadata == {}
+            assert tracing.PARENT_KEY not in tracing.carrying(FakeContext()).metadata
     assert seconds.count == 1
 
 

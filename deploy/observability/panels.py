@@ -14,7 +14,7 @@ from typing import Final
 
 PREFIX: Final = "dynamo_component_mm_resume_"
 
-#: The objectives; beyond them a panel is red.
+#: The objectives: a panel is red from there on.
 MAX_RESUME_RATE: Final = 0.25
 MAX_WAIT_S: Final = 0.01
 MAX_POOL_USE: Final = 0.8
@@ -42,7 +42,7 @@ class Query:
 
 @dataclass(frozen=True)
 class Panel:
-    """`limit`: an objective, drawn as a line. `stat`: the latest value instead of a graph."""
+    """`limit`: what is too much, drawn as a line. `stat`: the latest value instead of a graph."""
 
     title: str
     text: str
@@ -99,11 +99,6 @@ RESUME_RATE: Final = share(
     rate("embeddings_resumed_total", "model"), rate("embeddings_assembled_total", "model")
 )
 WAIT_P99: Final = quantile(0.99, "buffer_wait_seconds")
-HIT_RATE: Final = share(
-    rate("cache_hits_total", "model"),
-    f"({rate('cache_hits_total', 'model')} + {rate('cache_misses_total', 'model')})",
-)
-
 ROWS: Final[Sequence[Row]] = (
     Row(
         "Objectives",
@@ -133,6 +128,12 @@ ROWS: Final[Sequence[Row]] = (
                 stat=True,
             ),
             Panel(
+                "Default grant",
+                "Blocks that an embedding gets before its length is known.",
+                [Query(f"max by (model) ({series('default_blocks')})", "blocks")],
+                stat=True,
+            ),
+            Panel(
                 "Workers",
                 "Workers that are scraped, by component.",
                 [
@@ -141,6 +142,18 @@ ROWS: Final[Sequence[Row]] = (
                         "{{dynamo_component}}",
                     )
                 ],
+                stat=True,
+            ),
+            Panel(
+                "Alerts",
+                "Alerts of ours that fire, of all graphs.",
+                [
+                    Query(
+                        'count(ALERTS{alertname=~"MmResume.*",alertstate="firing"}) or vector(0)',
+                        "firing",
+                    )
+                ],
+                limit=1,
                 stat=True,
             ),
         ),
@@ -216,7 +229,7 @@ ROWS: Final[Sequence[Row]] = (
             ),
             Panel(
                 "Rounds",
-                "Grants that an embedding took, on average, and the blocks of a default grant.",
+                "Grants that an embedding took, on average.",
                 [
                     Query(
                         share(
@@ -224,9 +237,6 @@ ROWS: Final[Sequence[Row]] = (
                             rate("embedding_rounds_count", "model"),
                         ),
                         "rounds",
-                    ),
-                    Query(
-                        f"max by (model) ({series('default_blocks')})", "blocks of a default grant"
                     ),
                 ],
             ),
@@ -344,11 +354,13 @@ ROWS: Final[Sequence[Row]] = (
             ),
             Panel(
                 "Embedding cache",
-                "Pictures whose embedding was there already, and evictions to make room.",
+                "Pictures whose embedding was there already (hits), and embeddings that made room.",
                 [
-                    Query(HIT_RATE, "hit rate"),
-                    Query(rate("cache_evictions_total", "model"), "evictions per second"),
+                    Query(rate("cache_hits_total", "model"), "hits"),
+                    Query(rate("cache_misses_total", "model"), "misses"),
+                    Query(rate("cache_evictions_total", "model"), "evictions"),
                 ],
+                Unit.PER_SECOND,
             ),
         ),
     ),

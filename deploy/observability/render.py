@@ -52,9 +52,10 @@ SEED: Final = 1
 _INCHES: Final = 19.0
 _ROW_INCHES: Final = 2.9
 _STAT_INCHES: Final = 1.6
-_DPI: Final = 90
+_DPI: Final = 80
 _GOOD, _BAD, _FAINT = "#2a7f3f", "#c22f2f", "#666666"
 _WIDE_LEGEND: Final = 3
+_LEGEND_ROOM: Final = 1.3
 
 
 class PrometheusError(RuntimeError):
@@ -151,7 +152,7 @@ def _stat(axes: Axes, panel: Panel, lines: Sequence[Line], span: Span) -> None:
     axes.axis("off")
     for i, line in enumerate(lines):
         value = line.values[-1]
-        bad = panel.limit is not None and value > panel.limit
+        bad = panel.limit is not None and value >= panel.limit
         x = (i + 0.5) / len(lines)
         figure = shown(value, panel.unit)
         axes.text(x, 0.5, figure, fontsize=20, color=_BAD if bad else _GOOD, ha="center")
@@ -171,7 +172,7 @@ def _graph(axes: Axes, panel: Panel, lines: Sequence[Line], span: Span) -> None:
     if panel.limit is not None:
         axes.axhline(panel.limit, color=_BAD, lw=1, ls="--")
     axes.set_xlim(_clock(span.start), _clock(span.end))
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, _LEGEND_ROOM * axes.get_ylim()[1])
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, panel.unit)))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.xaxis.set_major_formatter(DateFormatter("%H:%M"))
@@ -285,7 +286,9 @@ def _draw_scene(minutes: float, out: Path) -> None:
             start = time.time()
             print(f"{minutes:g} minutes of load", file=sys.stderr)
             outcomes = asyncio.run(scene.load(stack, 60 * minutes, SEED))
-            span = Span(start, time.time(), SCRAPES_PER_WINDOW * SCRAPE_S)
+            # The last scrapes may have seen how the clients left.
+            end = time.time() - 2 * SCRAPE_S
+            span = Span(start, end, SCRAPES_PER_WINDOW * SCRAPE_S)
             page(url, span, _caption(outcomes), out)
 
 

@@ -51,12 +51,24 @@ def test_every_option_is_documented_and_no_other() -> None:
     assert set(rows) == options
 
 
-def test_only_the_report_goes_to_stdout(capfd: pytest.CaptureFixture[str]) -> None:
-    with examination._stdout_for_the_report() as publish:
-        os.write(1, b"of a library\n")
-        publish("the report")
-    os.write(1, b"afterwards\n")
-    assert capfd.readouterr() == ("the report\nafterwards\n", "of a library\n")
+@pytest.mark.parametrize("verbose", [True, False])
+def test_only_the_report_goes_to_stdout(verbose: bool) -> None:
+    program = (
+        "import os, sys\n"
+        "from dynamo.sglang_mm_resume.doctor import examination\n"
+        f"publish = examination._take_output({verbose})\n"
+        "os.write(1, b'of a library\\n')\n"
+        "os.write(2, b'of another\\n')\n"
+        "examination._say('what is done')\n"
+        "publish('the report')\n"
+        "os.write(2, b'at the end\\n')\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+    )
+    assert run.stdout == "the report\n"
+    foreign = {"of a library", "of another", "at the end"} if verbose else set()
+    assert set(run.stderr.splitlines()) == {"doctor: what is done", *foreign}
 
 
 def test_it_loads_neither_torch_nor_sglang_nor_nixl() -> None:

@@ -120,7 +120,7 @@ def test_a_processor_whose_pod_is_deleted_answers_what_it_has_begun(
 def test_embeddings_on_their_way_to_a_pod_that_is_deleted_arrive(
     stack: LocalStack, api: KubernetesApi, oracle: Oracle
 ) -> None:
-    """The prefill worker is called for them many times yet: it has to be listed until it is done."""
+    """The prefill worker is called for each grant: it has to be listed until it is done."""
     expected = oracle.generate([SLOW], QUESTION, MAX_TOKENS)
     with ThreadPoolExecutor(1) as thread:
         asked = thread.submit(_ask, stack, SLOW)

@@ -73,6 +73,7 @@ def test_named_workers_as_json(stack: LocalStack) -> None:
 def test_discovered_workers_as_a_frame(stack: LocalStack) -> None:
     outcome = top(stack, "--interval", "0.5")
     assert outcome.returncode == 0, outcome.stderr
+    assert outcome.stderr == ""  # nothing of Dynamo's log in the picture
     frame = outcome.stdout
     assert f"{stack.environment['DYN_NAMESPACE']}  3 workers" in frame
     for role in ROLES:

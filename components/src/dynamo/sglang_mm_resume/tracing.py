@@ -4,14 +4,15 @@
 
 `serving` wraps the handler of an endpoint. All that the handler does then knows its request: tasks
 that asyncio starts from it, and threads that get work by `in_thread` (transport/tasks.py). A call
-to another worker takes the request along in Dynamo's context, not in our messages: the id is the
-same there, and spans of that worker are part of ours.
+to another worker takes the request along in the metadata of Dynamo's context, not in our messages:
+the id is the same there, and spans of that worker are part of ours.
 
 Spans go where Dynamo's own go (OTEL_EXPORT_ENABLED, and the standard OTEL_* variables), and cost
 nothing where those are off. Dynamo's `Context.start_span` cannot make them: it does nothing in the
 handlers of `serve_endpoint`, which Dynamo 1.6 gives no span.
 """
 
+import itertools
 import logging
 import os
 import re
@@ -30,8 +31,11 @@ logger = logging.getLogger(__name__)
 
 #: What the names of our spans begin with.
 PREFIX: Final = "mm_resume."
-#: Where Dynamo's context names the span of ours that a call is part of. The `traceparent` that it
-#: carries by itself is that of Dynamo's span around our handler.
+#: Where Dynamo's context names the request that a call is for. Its own id is the call's: of two
+#: calls of one id at the same time, Dynamo 1.6 breaks one off.
+REQUEST_KEY: Final = "mm-resume-request-id"
+#: Where it names the span of ours that the call is part of. The `traceparent` that it carries by
+#: itself is that of Dynamo's span around our handler.
 PARENT_KEY: Final = "mm-resume-traceparent"
 
 _ENABLED_ENV: Final = "OTEL_EXPORT_ENABLED"
@@ -77,6 +81,7 @@ class Request:
 
 _current: ContextVar[Request | None] = ContextVar("request", default=None)
 _spans: "_OpenTelemetry | None" = None
+_calls = itertools.count(1)
 
 
 def start() -> None:
@@ -134,29 +139,32 @@ def within(request: Request | None) -> Iterator[None]:
 
 
 def call_context() -> Any:
-    """Dynamo's context for a call to another worker: the request's id and trace, but not its end.
+    """Dynamo's context for a call to another worker: of the request, but it does not end with it.
 
-    `None` outside of requests.
+    Its own id begins with the request's, for Dynamo's log lines. `None` outside of requests.
     """
     request = _current.get()
     if request is None:
         return None
-    return carrying(request.context.detached(request.context.id()))
+    return carrying(request.context.detached(f"{request.id}-{next(_calls)}"))
 
 
 def carrying(context: Any) -> Any:
-    """`context`, by which another worker will know of which span it is called."""
+    """`context`, by which another worker will know for whom it is called."""
     request = _current.get()
-    if _spans is not None and request is not None:
-        header = _spans.header_of(request.parent)
-        if header is not None:
-            context.metadata[PARENT_KEY] = header
+    if request is None:
+        return context
+    context.metadata[REQUEST_KEY] = request.id
+    header = None if _spans is None else _spans.header_of(request.parent)
+    if header is not None:
+        context.metadata[PARENT_KEY] = header
     return context
 
 
 def _request_of(context: CallContext) -> Request:
+    name = context.metadata.get(REQUEST_KEY) or context.id()
     parent = None if _spans is None else _spans.parent_of(context)
-    return Request(_NOT_IN_IDS.sub("?", context.id())[:_MAX_ID_CHARS], context, parent)
+    return Request(_NOT_IN_IDS.sub("?", name)[:_MAX_ID_CHARS], context, parent)
 
 
 class _Record(logging.LogRecord):

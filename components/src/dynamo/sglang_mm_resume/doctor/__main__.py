@@ -7,10 +7,6 @@ if __name__ == "__main__":
     import os
     import sys
 
-    # What libraries tell of their start helps nobody here, unless it is asked for; they read this
-    # when they are loaded.
-    os.environ.setdefault("DYN_LOG", "error")
-    os.environ.setdefault("NIXL_LOG_LEVEL", "WARN")
     # Inside a worker's container, the port is that worker's.
     os.environ.pop("DYN_SYSTEM_PORT", None)
 

@@ -10,7 +10,6 @@ import asyncio
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from typing import Final
 
 from dynamo.common.configuration.groups.runtime_args import (
@@ -49,14 +48,14 @@ GRAPH_LIMIT_S: Final = 60.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """Examine, print the report on stdout, and return the exit code."""
+    """Examine, print the report on stdout, and return the exit code, with which to end."""
     options, rest = _parser().parse_known_args(argv)
     config = _runtime_config(rest)
     if options.processor is not None:
         config.namespace = _graph_of(options)
-    with _stdout_for_the_report() as publish:
-        report = Report(list(_sections(options, config)))
-        publish(report.as_json() if options.json else report.as_text())
+    publish = _take_output(options.verbose)
+    report = Report(list(_sections(options, config)))
+    publish(report.as_json() if options.json else report.as_text())
     return report.exit_code
 
 
@@ -78,6 +77,11 @@ def _parser() -> argparse.ArgumentParser:
         "of. Default: the graph of --namespace (DYN_NAMESPACE).",
     )
     parser.add_argument("--json", action="store_true", help="Print the report as one JSON object.")
+    parser.add_argument(
+        "--verbose",
+        action="store_true",
+        help="Let Dynamo, NIXL and UCX print on stderr what they want to tell meanwhile.",
+    )
     parts = parser.add_mutually_exclusive_group()
     parts.add_argument(
         "--local", action="store_true", help="Examine the installation and this machine only."
@@ -237,7 +241,8 @@ async def _transfers(
     options: argparse.Namespace, graph: graphs.Graph, peers: Peers
 ) -> list[Result]:
     number = min(len(pairs.pairs_of(graph)), options.max_pairs)
-    _say(f"sending a picture of {options.image_size} px through {number} pairs of workers")
+    if number:
+        _say(f"sending a picture of {options.image_size} px through {number} pairs of workers")
     return await pairs.transfers(peers, graph, options.image_size, options.max_pairs)
 
 
@@ -245,7 +250,7 @@ def _no_runtime(error: Exception) -> Result:
     return fail(
         "workers",
         f"Dynamo's runtime does not start: {error!s:.300}",
-        "see the messages of Dynamo above; DYN_LOG=info shows more of them",
+        "--verbose shows what Dynamo says about it",
     )
 
 
@@ -264,20 +269,20 @@ def _say(text: str) -> None:
     print(f"doctor: {text}", file=sys.stderr, flush=True)
 
 
-@contextmanager
-def _stdout_for_the_report() -> Iterator[Callable[[str], None]]:
-    """Nothing but the report goes to stdout: what libraries print there goes to stderr."""
-    sys.stdout.flush()
-    original = os.dup(1)
+def _take_output(verbose: bool) -> Callable[[str], None]:
+    """What publishes the report. From here on, stdout has nothing but that, and stderr nothing but
+    our own lines: what libraries print goes to stderr if `verbose`, and nowhere otherwise, until
+    the process has ended. Dynamo's runtime tells of every call, whatever DYN_LOG says.
+    """
+    report = os.fdopen(os.dup(1), "w")
+    sys.stderr = os.fdopen(os.dup(2), "w", buffering=1)
+    if not verbose:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, 2)
+        os.close(nowhere)
     os.dup2(2, 1)
 
     def publish(text: str) -> None:
-        with os.fdopen(os.dup(original), "w") as out:
-            print(text, file=out)
+        print(text, file=report, flush=True)
 
-    try:
-        yield publish
-    finally:
-        sys.stdout.flush()
-        os.dup2(original, 1)
-        os.close(original)
+    return publish

@@ -225,6 +225,7 @@ async def _discovered(config: DynamoRuntimeConfig, limit_s: float) -> AsyncItera
         raise NoDiscovery(f"{reachable.text}: {reachable.action}")
     # In the pod of a worker, this port is that worker's.
     os.environ.pop("DYN_SYSTEM_PORT", None)
+    _silence_dynamo()
     runtime, _ = runtime_of(config)
     try:
         try:
@@ -236,6 +237,16 @@ async def _discovered(config: DynamoRuntimeConfig, limit_s: float) -> AsyncItera
         yield source
     finally:
         runtime.shutdown()
+
+
+def _silence_dynamo() -> None:
+    """Its runtime logs every call to file descriptor 2, whatever DYN_LOG says, until this process
+    ends: that would spoil the picture. What we have to say still gets there.
+    """
+    sys.stderr.flush()
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
 
 
 # --- Showing ---

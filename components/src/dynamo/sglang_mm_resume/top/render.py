@@ -150,8 +150,8 @@ def _figures(worker: Worker) -> Padding:
     parts += _shares(worker)
     text = Text(_plain(" · ".join(parts)))
     for name, count in worker.waiting.items():
-        style = "yellow" if count else _FAINT
-        text.append(f" · {count:,} waiting for {_article(name)}", style)
+        if count:
+            text.append(f" · {count:,} waiting for {_article(name)}", "yellow")
     return Padding(text, _INDENT)
 
 

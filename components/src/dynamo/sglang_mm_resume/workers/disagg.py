@@ -67,7 +67,10 @@ class PrefillDecode:
     ) -> AsyncGenerator[Chunk, None]:
         """The decode worker's chunks. An error of either worker ends both."""
         async with self._decode_workers.borrow() as decode:
-            with _child(context) as prefill_context, _child(context) as decode_context:
+            with (
+                _child(context, self.prefill.role) as prefill_context,
+                _child(context, self.decode.role) as decode_context,
+            ):
                 room = {"bootstrap_info": {"bootstrap_room": secrets.randbits(ROOM_BITS)}}
                 source = await self.prefill.start(prefill, request | room, prefill_context)
                 kv = {"bootstrap_info": await _named_kv(source, prefill)}
@@ -117,9 +120,9 @@ async def _finish(source: AsyncIterator[Chunk], prefill: int) -> None:
 
 
 @contextmanager
-def _child(context: Any) -> Iterator[Any]:
+def _child(context: Any, name: str) -> Iterator[Any]:
     """A context for one worker: it stops with the request's own, and when the block ends."""
-    child = context.detached(context.id())
+    child = context.detached(f"{context.id()}-{name}")
     ending = asyncio.ensure_future(context.async_killed_or_stopped())
     ending.add_done_callback(lambda _: child.stop_generating())
     try:
