@@ -54,8 +54,8 @@ def _document(results: Results) -> Iterator[str]:
         f"{results.started:%Y-%m-%d}, {about['processor']}, {about['cores']} cores, "
         f"{about['memory_gib']} GiB, kernel {about['kernel']}, Python {about['python']}, "
         f"{packages}. Graphs ran one at a time, {results.rotations} turns each; in a turn all saw "
-        "the same pictures, which no cache had seen. Every process computes with as many threads as "
-        f"OMP_NUM_THREADS={THREADS} gives it. Written by `make bench-http`."
+        "the same pictures, which no cache had seen. Every process computes with "
+        f"OMP_NUM_THREADS={THREADS}. Written by `make bench-http`."
     )
     for table in _tables(results):
         yield ""
