@@ -22,6 +22,8 @@ PROTOCOL = ROOT / "docs" / "protocol.md"
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SCRIPTS = sorted((ROOT / "docs").glob("*.py"))
 GENERATORS = [script for script in SCRIPTS if script.name.startswith("make_")]
+# What generated figures are from.
+RESULTS = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 # Code may cite rules and sections, and so may tests.
 CITING = [
     path for folder in (PACKAGE, ROOT / "tests", ROOT / "examples") for path in folder.rglob("*.py")
@@ -57,12 +59,11 @@ def test_generated_sections_are_current(script: Path) -> None:
 
 @pytest.mark.parametrize("script", GENERATORS, ids=name_of)
 def test_a_stale_section_is_found_and_renewed(script: Path, tmp_path: Path) -> None:
-    for path in (*SCRIPTS, PROTOCOL):
-        copy = tmp_path / "docs" / path.name
-        copy.parent.mkdir(exist_ok=True)
-        copy.write_text(stale(path.read_text()) if path == PROTOCOL else path.read_text())
-    (tmp_path / "README.md").write_text(stale((ROOT / "README.md").read_text()))
-    copied = tmp_path / "docs" / script.name
+    for path in (*SCRIPTS, *DOCUMENTS, *RESULTS):
+        copy = tmp_path / path.relative_to(ROOT)
+        copy.parent.mkdir(exist_ok=True, parents=True)
+        copy.write_text(stale(path.read_text()) if path in DOCUMENTS else path.read_text())
+    copied = tmp_path / script.relative_to(ROOT)
     outcome = run(copied, "--check")
     assert outcome.returncode == 1
     assert "is stale: run with --write" in outcome.stderr
