@@ -178,3 +178,13 @@ def test_every_decision_has_its_tests(path: Path) -> None:
     exempt = {"__init__", "errors"}  # no behaviour of their own
     mirrored = ROOT / "tests" / "core" / f"test_{path.stem}.py"
     assert path.stem in exempt or mirrored.exists()
+
+
+@each(SOURCES)
+def test_no_queue_whose_timeout_may_be_lost(path: Path) -> None:
+    """`SimpleQueue.get(timeout=...)` of CPython 3.11: where the timeout passes just before it would
+    wait, it waits without one. Beside two busy processes, 8 times in 107,000 timeouts of 1 µs.
+    """
+    tree = ast.parse(path.read_text())
+    assert "SimpleQueue" not in {n.attr for n in ast.walk(tree) if isinstance(n, ast.Attribute)}
+    assert not any(imported.endswith(".SimpleQueue") for imported in imports_of(path))

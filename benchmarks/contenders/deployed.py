@@ -27,6 +27,7 @@ from benchmarks.workload import SETTINGS, HandOff, Order, PoolShape, Setup
 from dynamo.sglang_mm_resume.core.blocks import BlockPool
 from dynamo.sglang_mm_resume.core.budget import PromptBudget
 from dynamo.sglang_mm_resume.core.messages import Media
+from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.writer import Writer as Transport
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
@@ -170,7 +171,7 @@ class _Encode:
         self._runtime = runtime
         self._rows = embeddings(setup, 0)  # what the processor's side compares with
         self._stamps: dict[str, Stamps] = {}
-        self._memory = make_memory(setup)
+        self._memory = make_memory(setup, PoolMemory)
         self._threads = ThreadPoolExecutor(SETTINGS.thread_pool_size)
         self._agent = NixlAgent(f"encode-{uuid4().hex}", self._memory, ignore)
 

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import torch
@@ -46,6 +46,8 @@ from dynamo.sglang_mm_resume.transport.memory import PoolMemory, resolve_device
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.staging import Stored
 from dynamo.sglang_mm_resume.transport.writer import Writer as Transport
+
+Memory = TypeVar("Memory", bound=PoolMemory)
 
 
 class RationedPool(BlockPool):
@@ -101,7 +103,7 @@ class OurReceiver(Receiver):
         del self._assembler, self._agent, self._memory
 
     def _make_memory(self, setup: Setup) -> PoolMemory:
-        return make_memory(setup)
+        return make_memory(setup, PoolMemory)
 
     def _use(self, shape: PoolShape) -> None:
         limits = _limits(self._memory.layout, shape)
@@ -163,7 +165,7 @@ class OurWriter(Writer):
         del self._transport, self._agent, self._memory
 
     def _make_memory(self, setup: Setup) -> PoolMemory:
-        return make_memory(setup)
+        return make_memory(setup, PoolMemory)
 
     def _make_agent(self) -> NixlAgent:
         return NixlAgent(f"encode-{uuid4().hex}", self._memory, ignore)
@@ -302,7 +304,7 @@ class _Transfer:
         }
 
 
-def make_memory(setup: Setup) -> PoolMemory:
+def make_memory(setup: Setup, kind: type[Memory]) -> Memory:
     """A pool as large as workers have it by default."""
     layout = Layout(
         model="benchmark",
@@ -311,7 +313,7 @@ def make_memory(setup: Setup) -> PoolMemory:
         block_size=SETTINGS.block_size,
     )
     device = resolve_device(setup.device)
-    return PoolMemory(layout, SETTINGS.pool_blocks, device, SETTINGS.max_kept_bytes)
+    return kind(layout, SETTINGS.pool_blocks, device, SETTINGS.max_kept_bytes)
 
 
 def ignore(peer: str, payload: bytes) -> None:

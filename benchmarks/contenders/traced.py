@@ -64,20 +64,18 @@ class Trace:
 
 
 class TracedMemory(PoolMemory):
-    def __init__(self, plain: PoolMemory, trace: Trace) -> None:
-        super().__init__(plain.layout, plain.num_blocks, plain.device)
-        self._trace = trace
+    trace: Trace
 
     def scatter(self, rows: torch.Tensor, blocks: Sequence[int]) -> None:
-        with self._trace.span(STAGING):
+        with self.trace.span(STAGING):
             super().scatter(rows, blocks)
 
     def gather(self, blocks: Sequence[int], rows: torch.Tensor) -> None:
-        with self._trace.span(GATHER):
+        with self.trace.span(GATHER):
             super().gather(blocks, rows)
 
     def empty_rows(self, num_tokens: int) -> torch.Tensor:
-        with self._trace.span(ALLOCATION):
+        with self.trace.span(ALLOCATION):
             return super().empty_rows(num_tokens)
 
 
@@ -108,7 +106,7 @@ class TracedReceiver(OurReceiver):
         return self._trace.take() if op == "trace" else await super().answer(op, body)
 
     def _make_memory(self, setup: Setup) -> PoolMemory:
-        return TracedMemory(make_memory(setup), self._trace)
+        return _traced_memory(setup, self._trace)
 
     def _on_notice(self, peer: str, payload: bytes) -> None:
         with self._trace.span(NOTICE):
@@ -130,12 +128,18 @@ class TracedWriter(OurWriter):
         return done
 
     def _make_memory(self, setup: Setup) -> PoolMemory:
-        return TracedMemory(make_memory(setup), self._trace)
+        return _traced_memory(setup, self._trace)
 
     def _make_agent(self) -> NixlAgent:
         agent = TracedAgent(f"encode-{uuid4().hex}", self._memory, ignore)
         agent.trace = self._trace
         return agent
+
+
+def _traced_memory(setup: Setup, trace: Trace) -> TracedMemory:
+    memory = make_memory(setup, TracedMemory)
+    memory.trace = trace
+    return memory
 
 
 def steps_of(spans: Sequence[Span], origin: float) -> dict[str, list[float]]:

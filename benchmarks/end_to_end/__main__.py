@@ -25,6 +25,7 @@ from benchmarks.end_to_end import report
 from benchmarks.end_to_end.client import Client, Failed
 from benchmarks.end_to_end.graphs import GRAPHS, Graph
 from benchmarks.end_to_end.measures import MEASURES, Repeats, Turn, warm_up
+from benchmarks.end_to_end.processor_time import processor_seconds
 from benchmarks.end_to_end.questions import Questions
 from benchmarks.end_to_end.results import Results, Setup
 from examples.local_stack import LocalStack, OnProgress, ProcessStatus, StackError
@@ -84,6 +85,7 @@ async def _measure(
             await warm_up(turn)
         for measure in MEASURES:
             name = measure.__name__.replace("_", " ")
+            before, asked = processor_seconds(stack), client.asked
             with _shown(f"  {setup}: {name}"):
                 try:
                     async with asyncio.timeout(MEASURE_DEADLINE_S):
@@ -92,6 +94,9 @@ async def _measure(
                     why = f"{setup}: {name}: not done in {MEASURE_DEADLINE_S:g} s"
                     results.broken[setup.graph].append(why)
             stack.check()
+            after = processor_seconds(stack)
+            spent = {role: seconds - before[role] for role, seconds in after.items()}
+            results.spend(setup, name, client.asked - asked, spent)
 
 
 def _rotated(graphs: Sequence[Graph], rotation: int) -> list[Graph]:

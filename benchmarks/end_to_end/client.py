@@ -42,6 +42,7 @@ class Client:
     """Sends requests; a context manager."""
 
     def __init__(self, base_url: str) -> None:
+        self.asked = 0
         self._url = f"{base_url}/chat/completions"
 
     async def __aenter__(self) -> Self:
@@ -62,6 +63,7 @@ class Client:
 
     async def ask(self, question: Question) -> Reply:
         """Raises `Failed`: an error, no answer in time, or one that is not whole."""
+        self.asked += 1
         try:
             return await self._ask(question)
         except TimeoutError:

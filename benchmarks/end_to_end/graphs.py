@@ -34,8 +34,9 @@ UPSTREAM: Final = (LOCAL, NIXL_READ, NIXL_WRITE)
 
 MOST_ENCODE_WORKERS: Final = 2
 
-#: An encode worker and an engine work at the same time.
-_ENVIRONMENT: Final = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // 2))}
+THREADS: Final = max(1, (os.cpu_count() or 1) // 2)
+"""That compute, in each process: an encode worker and an engine work at the same time."""
+_ENVIRONMENT: Final = {"OMP_NUM_THREADS": str(THREADS)}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Final
 
 from rich.console import Console
 
-from benchmarks.end_to_end.graphs import AGGREGATED
+from benchmarks.end_to_end.graphs import AGGREGATED, THREADS
 from benchmarks.end_to_end.measures import AT_ONCE, BURST
 from benchmarks.end_to_end.plot import plot
 from benchmarks.end_to_end.results import Results, Series
@@ -18,6 +18,8 @@ from benchmarks.report import Table, machine
 
 _TARGETS: Final = ("target", "measured", "should be", "verdict")
 _TIMES: Final = ("contender", "n", "failed", "median ms", "p95 ms", "requests/s")
+_ROLES: Final = ("frontend", "processor", "encode", "prefill")
+_COSTS: Final = ("requests", "contender", *_ROLES, "all, ms")
 _ANSWERS: Final = ("contender", "answers", "right", f"same as {AGGREGATED}")
 
 Row = tuple[str, ...]
@@ -52,7 +54,8 @@ def _document(results: Results) -> Iterator[str]:
         f"{results.started:%Y-%m-%d}, {about['processor']}, {about['cores']} cores, "
         f"{about['memory_gib']} GiB, kernel {about['kernel']}, Python {about['python']}, "
         f"{packages}. Graphs ran one at a time, {results.rotations} turns each; in a turn all saw "
-        "the same pictures, which no cache had seen. Written by `make bench-http`."
+        "the same pictures, which no cache had seen. Every process computes with "
+        f"OMP_NUM_THREADS={THREADS}. Written by `make bench-http`."
     )
     for table in _tables(results):
         yield ""
@@ -74,6 +77,12 @@ def _tables(results: Results) -> Iterator[Table]:
     yield Table("Targets", "", _TARGETS, rows)
     for measure in results.measures:
         yield Table(measure.capitalize(), "", _TIMES, list(_times(results, measure)))
+    yield Table(
+        "Processor time of a request",
+        "User and system time of all processes, in milliseconds, by role.",
+        _COSTS,
+        list(_costs(results)),
+    )
     yield Table("Answers", "", _ANSWERS, list(_answers(results)))
 
 
@@ -91,6 +100,19 @@ def _cells(series: Series, measure: str) -> Row:
         return (count, failed, "fails", "", "")
     rate = f"{BURST / median:.1f}" if measure == AT_ONCE else ""
     return (count, failed, f"{1e3 * median:.1f}", f"{1e3 * p95:.1f}", rate)
+
+
+def _costs(results: Results) -> Iterator[Row]:
+    for (setup, measure), cost in sorted(results.costs.items(), key=lambda item: item[0][1]):
+        if cost.requests:
+            spent = cost.per_request()
+            cells = (1e3 * spent.get(role, 0.0) for role in _ROLES)
+            yield (
+                measure,
+                str(setup),
+                *(f"{cell:.1f}" if cell else "" for cell in cells),
+                f"{1e3 * sum(spent.values()):.1f}",
+            )
 
 
 def _answers(results: Results) -> Iterator[Row]:

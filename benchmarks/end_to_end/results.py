@@ -6,7 +6,7 @@ import math
 import os
 import statistics
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
@@ -63,6 +63,19 @@ class Series:
 
 
 @dataclass
+class Cost:
+    """Processor time of the requests of one measurement."""
+
+    requests: int = 0
+    seconds: defaultdict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """By role."""
+
+    def per_request(self) -> dict[str, float]:
+        """In seconds, by role."""
+        return {role: spent / self.requests for role, spent in self.seconds.items()}
+
+
+@dataclass
 class Answers:
     """What one graph answered, over all."""
 
@@ -93,6 +106,7 @@ class Results:
         """How each graph was started: the command of each process."""
         self.broken: dict[str, list[str]] = defaultdict(list)
         """Graphs that did not start, or did not live through their turn."""
+        self.costs: dict[tuple[Setup, str], Cost] = defaultdict(Cost)
         self.rotations = 0
         self._texts: dict[str, dict[str, list[str]]] = defaultdict(dict)
         self._expected: dict[str, str | None] = {}
@@ -103,6 +117,14 @@ class Results:
 
     def fail(self, setup: Setup, measure: str, why: str) -> None:
         self._of(setup, measure).failures.append(why)
+
+    def spend(
+        self, setup: Setup, measure: str, requests: int, seconds: Mapping[str, float]
+    ) -> None:
+        cost = self.costs[setup, measure]
+        cost.requests += requests
+        for role, spent in seconds.items():
+            cost.seconds[role] += spent
 
     def answered(self, setup: Setup, question: Question, text: str) -> None:
         """Note the text of an answer; a question may be asked more than once."""
@@ -142,6 +164,16 @@ class Results:
             "series": [
                 {"graph": s.graph, "encode_workers": s.encode_workers, "measure": m, **e.as_dict()}
                 for (s, m), e in self.series.items()
+            ],
+            "processor_time": [
+                {
+                    "graph": setup.graph,
+                    "encode_workers": setup.encode_workers,
+                    "measure": measure,
+                    "requests": cost.requests,
+                    "ms": {role: _ms(spent) for role, spent in cost.per_request().items()},
+                }
+                for (setup, measure), cost in self.costs.items()
             ],
             "broken": dict(self.broken),
             "answers": {graph: found.as_dict() for graph, found in self.answers().items()},

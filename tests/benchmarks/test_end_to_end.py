@@ -111,6 +111,19 @@ def test_a_graph_that_fails_is_in_the_report(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "r.json").read_text())["targets"]
 
 
+def test_processor_time_is_of_one_request(tmp_path: Path) -> None:
+    results = Results()
+    for seconds in (0.3, 0.1):
+        results.spend(Setup(OURS, 1), "at once", 4, {"prefill": seconds, "encode": 0.2})
+    report.write(results, tmp_path / "r.json")
+    assert (
+        "| at once | ours, 1 encode |  |  | 50.0 | 50.0 | 100.0 |"
+        in (tmp_path / "r.md").read_text()
+    )
+    spent = json.loads((tmp_path / "r.json").read_text())["processor_time"]
+    assert [(s["requests"], s["ms"]) for s in spent] == [(8, {"prefill": 50.0, "encode": 50.0})]
+
+
 def test_graphs_take_turns_with_every_number_of_workers() -> None:
     assert [graph.phases for graph in GRAPHS] == [(2, 1)] * 4 + [(0, 0)]
 

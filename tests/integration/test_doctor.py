@@ -65,16 +65,14 @@ def graph(stack: LocalStack) -> Checks:
     return checks_of(ran)
 
 
-def test_everybody_is_found_and_fits(graph: Checks) -> None:
+def test_everybody_is_found_and_fits(stack: LocalStack, graph: Checks) -> None:
     assert graph["workers"]["figures"] == {"processor": 1, "encode": 2, "prefill": 2, "decode": 0}
     assert "all 5" in graph["answers"]["text"]
-    values = {
-        name: graph[name]["figures"]["value"]
-        for name in ("protocol version", "model", "width", "dtype", "block size")
-    }
-    assert values["protocol version"] == str(PROTOCOL_VERSION)
-    assert (values["model"], values["dtype"]) == (MODEL_NAME, "float32")
-    assert (values["width"], values["block size"]) == ("64", "16")
+    layout = statuses(stack, "encode")[0]["layout"]
+    assert (layout["model"], layout["block_size"]) == (MODEL_NAME, 16)
+    for name, value in {**layout, "protocol_version": PROTOCOL_VERSION}.items():
+        check = graph[name.replace("_", " ")]
+        assert (check["outcome"], check["figures"]["value"]) == ("ok", str(value))
     assert graph["releases"]["outcome"] == "ok"
 
 

@@ -142,6 +142,16 @@ def test_text_alone(stack: LocalStack) -> None:
     assert moved["encode"] == moved["prefill"] == {}
 
 
+def test_sglang_s_own_metrics_are_whole(stack: LocalStack) -> None:
+    """--enable-metrics: those of its scheduler, and those of our process, which loads a library
+    that must not be loaded before the engine has started.
+    """
+    assert _ask(stack, []).ok
+    (url,) = stack.system_urls["prefill"]
+    families = {f.name for f in text_string_to_metric_families(get(f"{url}/metrics").text)}
+    assert {"sglang:num_queue_reqs", "sglang:prompt_tokens"} <= families
+
+
 # Traces.
 
 

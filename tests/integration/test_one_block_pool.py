@@ -35,8 +35,10 @@ def test_every_size_is_exact(stack: LocalStack, oracle: Oracle, size: tuple[int,
     assert answer.engine_data["mm_resume"]["rounds"] == rounds
     found = counts["prefill"]
     assert found["embedding_rounds_sum"] == rounds
-    resumed = ("resumes_total", 'buffer_wait_seconds_count{kind="resume"}')
-    assert [found.get(name, 0) for name in resumed] == [rounds - 1, rounds - 1]
+    resumes = found.get("resumes_total", 0)
+    assert found.get('buffer_wait_seconds_count{kind="resume"}', 0) == resumes
+    # The first is certain: the block is granted, and empty. Later it may be back in time for a try.
+    assert min(1, rounds - 1) <= resumes <= rounds - 1
 
 
 def test_four_at_once_share_the_block(stack: LocalStack, oracle: Oracle) -> None:

@@ -62,7 +62,7 @@ SMALL_POOL = Deployment(
     "small-pool",
     # 8 blocks of 16 tokens, a default grant is 2 blocks: 32 tokens of 128.
     workers=pool_args(block_size=16, default_blocks=2, buffers=4),
-    prefill=("--context-length", str(CONTEXT_LENGTH)),
+    prefill=("--context-length", str(CONTEXT_LENGTH), "--enable-metrics"),
     processor=("--mm-resume-max-media-items", "4"),
     env=(LOCAL_URLS,),
     traced=True,

@@ -28,7 +28,7 @@ class FakeContext:
 
     def __init__(self) -> None:
         self.stopped = asyncio.Event()
-        self.children: list[FakeContext] = []
+        self.children: dict[str, FakeContext] = {}
 
     def id(self) -> str:
         return "request"
@@ -43,9 +43,8 @@ class FakeContext:
         return asyncio.ensure_future(self.stopped.wait())
 
     def detached(self, name: str) -> FakeContext:
-        assert name == self.id(), "one request has one id"
-        self.children.append(FakeContext())
-        return self.children[-1]
+        child = self.children[name.removeprefix("request-")] = FakeContext()
+        return child
 
 
 Answers = Callable[[dict[str, Any], Any], AsyncIterator[Any]]
@@ -121,7 +120,11 @@ class Graph:
             return [chunk async for chunk in chunks]
 
     def assert_both_are_over(self) -> None:
-        assert [child.is_stopped() for child in self.context.children] == [True, True]
+        children = self.context.children
+        assert {name: child.is_stopped() for name, child in children.items()} == {
+            "prefill": True,
+            "decode": True,
+        }
 
 
 async def test_the_decode_worker_answers_with_the_kv_that_the_prefill_worker_names() -> None:

@@ -101,6 +101,8 @@ class NixlAgent:
         self._memory = memory
         self._on_notice = on_notice
         self._loop = asyncio.get_running_loop()
+        # Not a SimpleQueue: in CPython 3.11, one whose timeout passes at the wrong moment waits for
+        # ever, and with it whoever waits for the thread.
         self._commands: queue.Queue[Callable[[], None] | None] = queue.Queue()
         self._expecting = 0
         self._active_at = 0.0
