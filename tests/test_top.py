@@ -379,7 +379,7 @@ def test_only_so_many_transfers_are_listed() -> None:
     states = {f"t{i:03}": "waiting" for i in range(20)}
     text = drawn(seen((0.0, {"p": prefill(transfers=states)})), max_transfers=3)
     assert "and 17 more" in text
-    assert text.count(" waiting ") == 4  # one of them for blocks
+    assert text.count(" waiting ") == 3
 
 
 def test_nothing_that_a_worker_says_steers_the_terminal() -> None:
