@@ -26,6 +26,14 @@ class Figures:
         key = "median_ms" if self.name.endswith("-http") else "median"
         return float(self._series(wanted)[key])
 
+    def percentile(self, rank: int, **wanted: object) -> float | None:
+        """Of the same; None where a series has too few values for it."""
+        return self._series(wanted).get(f"p{rank}")
+
+    def cases(self, **wanted: object) -> list[list[int]]:
+        """Of all series with these properties, in rising order."""
+        return sorted(s["case"] for s in self.content["series"] if wanted.items() <= s.items())
+
     def _series(self, wanted: Mapping[str, object]) -> Mapping[str, Any]:
         for series in self.content["series"]:
             if wanted.items() <= series.items():

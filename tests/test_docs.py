@@ -22,6 +22,7 @@ PROTOCOL = ROOT / "docs" / "protocol.md"
 FOLDER = ROOT / "docs"
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / "deploy" / name for name in ("README.md", "k8s/README.md")),
     *sorted(FOLDER.glob("*.md")),
 ]
 SCRIPTS = sorted(FOLDER.glob("*.py"))

@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 MIGRATING = ROOT / "docs" / "migrating.md"
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
+    *(ROOT / "deploy" / name for name in ("README.md", "k8s/README.md")),
     *sorted((ROOT / "docs").glob("*.md")),
 ]
 
