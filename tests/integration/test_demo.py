@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""The demo as a user runs it: right answers, an exit code, and with `--keep` until Ctrl-C."""
+"""The demo as a user runs it: right answers, and with `--keep` until Ctrl-C.
+
+Without `--keep`: tests/packaging/test_installed.py.
+"""
 
 from __future__ import annotations
 
@@ -18,6 +21,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from tests.support.demo import assert_all_right
 from tests.support.deployments import Keeper
 from tests.support.worker_status import wait_until
 
@@ -36,22 +40,12 @@ def nothing_else_runs(keeper: Keeper) -> None:
     keeper.stop()
 
 
-def test_all_answers_are_right() -> None:
-    outcome = subprocess.run(
-        COMMAND, capture_output=True, text=True, cwd=ROOT, timeout=DEADLINE_S, check=False
-    )
-    print(outcome.stdout)
-    assert outcome.returncode == 0, outcome.stderr
-    _assert_all_right(outcome.stdout)
-    assert "All processes are stopped." in outcome.stdout
-
-
 def test_kept_demo_answers_by_curl_and_ends_with_ctrl_c(tmp_path: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("curl is not installed: the printed command cannot be tried")
     with _kept_demo(tmp_path / "output.txt") as demo:
         assert wait_until(lambda: STAYS_UP in demo.output or demo.has_ended, DEADLINE_S)
-        _assert_all_right(demo.output)
+        assert_all_right(demo.output)
         answer = subprocess.run(
             ["bash", "-c", _printed_command(demo.output)],
             capture_output=True,
@@ -117,11 +111,3 @@ def _printed_command(output: str) -> str:
     lines = output.splitlines()
     (start,) = [i for i, line in enumerate(lines) if line.startswith("curl ")]
     return "\n".join(lines[start : start + 2])
-
-
-def _assert_all_right(output: str) -> None:
-    lines = [line.strip() for line in output.splitlines()]
-    assert len([line for line in lines if line.endswith("-> right")]) == 4, output
-    assert len([line for line in lines if line.endswith(": the answer is right")]) == 4
-    assert len([line for line in lines if line.endswith("token ids equal transformers'")]) == 2
-    assert "FAILED" not in output

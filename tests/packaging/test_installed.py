@@ -1,11 +1,7 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
 """The wheel and the source distribution, installed beside ai-dynamo into an environment of their
-own, run from there.
-
-No graph is started from it: what is installed is the same as in this tree, byte for byte, which is
-what the tests of whole graphs run. Here it is shown that it is found, with all that it imports and
-all that finds it by its metadata.
+own, run from there: single commands, and the whole graph of the demo.
 """
 
 from __future__ import annotations
@@ -18,10 +14,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.demo import assert_all_right
+from tests.support.deployments import Keeper
 from tests.support.installation import ROOT, Environment
 
 PACKAGE = ROOT / "components" / "src" / "dynamo" / "sglang_mm_resume"
 TIMEOUT_S = 300
+DEMO_TIMEOUT_S = 480
 
 pytestmark = pytest.mark.timeout(TIMEOUT_S)
 
@@ -112,6 +111,17 @@ def test_every_module_is_imported_from_there(
         "sglang.srt.platforms": ["dynamo.sglang_mm_resume.sglang_cpu.platform"],
         "sglang.srt.plugins": ["dynamo.sglang_mm_resume.sglang_cpu.hooks"],
     }
+
+
+@pytest.mark.integration
+@pytest.mark.timeout(DEMO_TIMEOUT_S)
+def test_the_demo_runs_on_the_wheel(with_wheel: Environment, keeper: Keeper) -> None:
+    keeper.stop()  # two cores do not carry two deployments
+    outcome = with_wheel.run(str(ROOT / "examples" / "demo.py"), timeout_s=TIMEOUT_S)
+    print(outcome.stdout)
+    assert outcome.returncode == 0, outcome.stderr
+    assert_all_right(outcome.stdout)
+    assert "All processes are stopped." in outcome.stdout
 
 
 @pytest.mark.parametrize("name", ["processor", "encode", "frontend"])

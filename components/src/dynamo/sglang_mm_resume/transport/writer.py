@@ -42,6 +42,9 @@ from dynamo.sglang_mm_resume.transport.tasks import in_thread, unless
 
 logger = logging.getLogger(__name__)
 
+#: Grain of the clock, in seconds: what took less has a speed nevertheless.
+CLOCK_S: Final = 1e-9
+
 T = TypeVar("T")
 
 #: Chunks of a transfer that are on their way to be posted: one is written, the others are there
@@ -375,7 +378,7 @@ class Writer:
             raise
         num_bytes = len(piece.remote) * self._memory.layout.block_bytes
         self.totals.chunk_write_seconds.observe(seconds)
-        self.totals.chunk_bytes_per_second.observe(num_bytes / seconds)
+        self.totals.chunk_bytes_per_second.observe(num_bytes / max(seconds, CLOCK_S))
 
 
 def _pieces(chunk: Chunk, max_blocks: int, block_size: int) -> Iterator[_Piece]:
