@@ -65,8 +65,12 @@ def test_every_panel_has_something_to_show(stack: LocalStack, tmp_path: Path) ->
                 if not any(render.evaluate(url, query, span()) for query in panel.queries)
             }
 
-        assert wait_until(lambda: "Workers" not in empty(), DEADLINE_S)
-        # A picture whose pieces of work all happen between two scrapes.
+        def num_scraped() -> int:
+            answer = get(f"{url}/api/v1/query?query=count(up==1)").json()
+            return sum(int(found["value"][1]) for found in answer["data"]["result"])
+
+        # A picture whose pieces of work all happen between two scrapes of every worker.
+        assert wait_until(lambda: num_scraped() == len(stack.worker_urls), DEADLINE_S)
         pictures = [data_url(patchwork(2, 4, 4))]
         answer = ask(stack.base_url, MODEL_NAME, pictures, "What is this?", max_tokens=4)
         assert answer.ok, answer.error_message

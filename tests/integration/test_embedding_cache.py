@@ -35,7 +35,9 @@ SEEN_DEADLINE_S = 30.0
 
 def test_a_picture_that_comes_again_is_not_encoded_again(stack: LocalStack, oracle: Oracle) -> None:
     for size in (ONE_BLOCK, FOUR_BLOCKS):
-        again, first, second = (patchwork(850 + sum(size) + i, *size) for i in range(3))
+        again = patchwork(850 + sum(size), *size)
+        # Small: the pool has room for all three.
+        first, second = (patchwork(850 + sum(size) + i, *ONE_BLOCK) for i in (1, 2))
         _check(stack, oracle, [again])
         before = _totals(stack)
         _check(stack, oracle, [first, again])
