@@ -43,7 +43,7 @@ MODULES = {
 }
 """Role of a worker to the module that `python -m` runs."""
 
-_CPU_ENGINE_ARGS = (
+CPU_ENGINE_ARGS = (
     *("--device", "cpu"),
     *("--attention-backend", "torch_native"),
     *("--mm-attention-backend", "sdpa"),
@@ -370,7 +370,7 @@ def _specs(config: StackConfig, discovery: Path) -> list[_Spec]:
     names += [f"encode-{i}" for i in range(config.num_encode)]
     names += [f"prefill-{i}" for i in range(config.num_prefill)]
     names += [f"decode-{i}" for i in range(config.num_decode)]
-    free = iter(_free_ports(2 * len(names)))
+    free = iter(free_ports(2 * len(names)))
     ports = {name: _Ports(next(free), next(free)) for name in names}
     if config.http_port:
         ports["frontend"] = replace(ports["frontend"], server=config.http_port)
@@ -402,7 +402,7 @@ def _arguments(config: StackConfig, role: str, ports: _Ports, on_cpu: bool) -> l
     if role == "processor":
         args += ["--decode-workers"] if config.num_decode else []
         return [*args, *config.processor_args]
-    args += _CPU_ENGINE_ARGS if on_cpu else ()
+    args += CPU_ENGINE_ARGS if on_cpu else ()
     args += ["--dtype", config.dtype] if config.dtype else []
     if role == "encode":
         return [*args, *config.encode_args]
@@ -459,7 +459,7 @@ def _has_accelerator() -> bool:
     return torch.cuda.is_available() or torch.accelerator.is_available()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago, all different, in random order."""
     ports: list[int] = []
     for port in random.sample(_PORTS, len(_PORTS)):

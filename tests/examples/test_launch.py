@@ -163,7 +163,7 @@ def test_mistakes_are_refused_in_a_line(arguments: list[str], says: str) -> None
     assert outcome.stdout == ""
 
 
-@pytest.mark.parametrize("name", ["_CPU_ENGINE_ARGS", "_CPU_DECODE_ARGS"])
+@pytest.mark.parametrize("name", ["CPU_ENGINE_ARGS", "_CPU_DECODE_ARGS"])
 def test_engines_run_on_a_cpu_with_the_flags_of_the_local_stack(name: str) -> None:
     text = (LAUNCH / "common.sh").read_text()
     assert " ".join(getattr(local_stack, name)) in re.sub(r"\s+", " ", text)
@@ -172,7 +172,7 @@ def test_engines_run_on_a_cpu_with_the_flags_of_the_local_stack(name: str) -> No
 @contextmanager
 def launched(script: str, folder: Path) -> Iterator[Graph]:
     """The script, on the demo model and ports of its own; nothing of it survives the block."""
-    http_port, system_port = _free_ports()
+    http_port, system_port = free_ports()
     scratch = folder / "scratch"
     scratch.mkdir()
     output_path = folder / "output.txt"
@@ -253,7 +253,7 @@ def _default_signals() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def _free_ports() -> tuple[int, int]:
+def free_ports() -> tuple[int, int]:
     """One, and the first of a row of free ones."""
     while True:
         http_port = random.choice(PORTS)

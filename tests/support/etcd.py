@@ -35,7 +35,7 @@ class Etcd:
     """
 
     def __init__(self, folder: Path) -> None:
-        client, peer = _free_ports(2)
+        client, peer = free_ports(2)
         self.url = f"http://127.0.0.1:{client}"
         self._peer_url = f"http://127.0.0.1:{peer}"
         self._folder = folder
@@ -123,7 +123,7 @@ def _encoded(text: str) -> str:
     return base64.b64encode(text.encode()).decode()
 
 
-def _free_ports(count: int) -> list[int]:
+def free_ports(count: int) -> list[int]:
     """Ports that were free a moment ago, all different."""
     with ExitStack() as held:
         sockets = [held.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]

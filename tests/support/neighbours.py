@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from transformers import AutoTokenizer, Qwen3Config, Qwen3Model
 
-from examples.local_stack import _CPU_ENGINE_ARGS, LocalStack, _free_ports
+from examples.local_stack import CPU_ENGINE_ARGS, LocalStack, free_ports
 from tests.support.deployments import READY_DEADLINE_S
 from tests.support.worker_status import get, wait_until
 
@@ -42,7 +42,7 @@ class Neighbour:
 def embedder(model: Path) -> Neighbour:
     """Answers `/v1/embeddings`."""
     flags = ("--embedding-worker", "--use-sglang-tokenizer", "--model-path", str(model))
-    return Neighbour(EMBEDDER, "embeddings", (*flags, "--dtype", "float32", *_CPU_ENGINE_ARGS))
+    return Neighbour(EMBEDDER, "embeddings", (*flags, "--dtype", "float32", *CPU_ENGINE_ARGS))
 
 
 def painter(model: Path, media: Path) -> Neighbour:
@@ -101,6 +101,7 @@ def picture_model(folder: Path) -> Path:
         latent_channels=16,
         use_quant_conv=False,
         use_post_quant_conv=False,
+        shift_factor=0.0,
     )
     ZImagePipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
@@ -140,7 +141,7 @@ def served(stack: LocalStack) -> set[str]:
 
 
 def _start(stack: LocalStack, neighbour: Neighbour) -> subprocess.Popen[bytes]:
-    system_port, engine_port = _free_ports(2)
+    system_port, engine_port = free_ports(2)
     endpoint = f"dyn://{stack.environment['DYN_NAMESPACE']}.{neighbour.component}.generate"
     command = [
         *(sys.executable, "-m", "dynamo.sglang", *neighbour.flags),
