@@ -551,7 +551,13 @@ def closed_port() -> Iterator[str]:
 @contextmanager
 def running(*arguments: str, **options: Any) -> Iterator[subprocess.Popen[bytes]]:
     command_line = [sys.executable, "-m", "dynamo.sglang_mm_resume.top", *arguments]
-    with subprocess.Popen(command_line, stdin=subprocess.DEVNULL, **options) as process:
+    with subprocess.Popen(
+        command_line,
+        stdin=subprocess.DEVNULL,
+        # A shell that starts the tests in the background has them ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        **options,
+    ) as process:
         try:
             yield process
         finally:
