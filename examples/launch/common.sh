@@ -140,13 +140,15 @@ on_one_machine() {
 
 PIDS=()
 NAMES=()     # by pid
-ANNOUNCER="" # pid of the one that says when all are ready
+HEALTH=()    # where each worker says whether it is ready
+ANNOUNCER="" # pid of the one that says when all are
 
 start() { # NAME COMMAND...; GPU=N before it: on the N-th GPU, where there are any
     local name=$1 env=()
     shift
     if [[ $name != frontend ]]; then
         env+=("DYN_SYSTEM_PORT=$SYSTEM_PORT")
+        HEALTH+=("http://$DYN_SYSTEM_HOST:$SYSTEM_PORT/health")
         ((SYSTEM_PORT += 1, ENGINE_PORT += 1))
     fi
     if [[ -n ${GPU-} ]] && ((${#GPUS[@]})); then
@@ -177,11 +179,20 @@ serve() { # until a process ends, or the script is told to
 
 announce() {
     local url=http://$HTTP_HOST:$HTTP_PORT/v1
-    until curl --silent --fail --noproxy '*' "$url/models" | grep --quiet --fixed-strings \
-        "\"$SERVED_NAME\""; do
+    # With a prefill and a decode worker the frontend lists their model: the processor may be warming
+    # up still.
+    until is_listed "$url/models" && are_ready; do
         sleep 1
     done
     echo "ready: $url serves $SERVED_NAME; Ctrl-C stops everything"
+}
+
+is_listed() { # URL
+    curl --silent --fail --noproxy '*' "$1" | grep --quiet --fixed-strings "\"$SERVED_NAME\""
+}
+
+are_ready() {
+    curl --silent --fail --fail-early --noproxy '*' "${HEALTH[@]}" >/dev/null
 }
 
 stop() {

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from dynamo.sglang_mm_resume.sglang_cpu import hooks, platform
+from dynamo.sglang_mm_resume.sglang_cpu import hooks, nixl_polling, platform
 
 ROOT = Path(__file__).parents[2]
 GROUPS = ["sglang.srt.platforms", "sglang.srt.plugins"]
@@ -104,11 +104,14 @@ def test_sglang_asks_the_platform(file: str, name: str) -> None:
     assert f"current_platform.{name}(" in source
 
 
-def test_hook_is_registered_before_the_kv_manager_is_built(registered: list[Any]) -> None:
+def test_hooks_are_registered_before_the_kv_manager_is_built(registered: list[Any]) -> None:
     from sglang.srt.plugins.hook_registry import HookType
 
     hooks.register()
-    assert registered == [(hooks.KV_MANAGER_INIT, hooks.kv_in_host_memory, HookType.BEFORE)]
+    assert registered == [
+        (hooks.KV_MANAGER_INIT, function, HookType.BEFORE)
+        for function in (hooks.kv_in_host_memory, nixl_polling.rest_between_polls)
+    ]
 
 
 def test_hook_fits_the_constructor_of_sglang() -> None:
@@ -121,6 +124,24 @@ def test_hook_marks_kv_memory_as_host_memory() -> None:
     kv_args = SimpleNamespace(kv_data_ptrs=[1, 2, 3])
     hooks.kv_in_host_memory(object(), kv_args, "prefill", None, is_mla=False)
     assert kv_args.kv_data_mem_kinds == ["DRAM", "DRAM", "DRAM"]
+
+
+def test_nixl_agents_rest_between_their_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+    from nixl import _api as nixl
+
+    delays = []
+
+    def agent(_name: str, config: Any) -> Any:
+        delays.append(config.pthrDelay)
+        raise ConnectionAbortedError  # all has been seen
+
+    monkeypatch.setattr(nixl.nixlBind, "nixlAgentConfig", nixl.nixlBind.nixlAgentConfig)
+    monkeypatch.setattr(nixl.nixlBind, "nixlAgent", agent)
+    for hook in (lambda: None, nixl_polling.rest_between_polls):
+        hook()
+        with pytest.raises(ConnectionAbortedError):
+            nixl.nixl_agent("agent", nixl.nixl_agent_config(backends=[]))
+    assert delays == [0, nixl_polling.PERIOD_US]
 
 
 @pytest.mark.parametrize("group", GROUPS)

@@ -3,7 +3,7 @@
 """Entry point `sglang.srt.plugins`: P/D disaggregation over NIXL in host memory.
 
 SGLang calls `register` once in each of its processes. It registers KV memory with NIXL as GPU
-memory unless told otherwise, which fails where there is none.
+memory unless told otherwise, which fails where there is none, and has NIXL poll without a pause.
 """
 
 from typing import Any
@@ -13,6 +13,7 @@ KV_MANAGER_INIT = "sglang.srt.disaggregation.nixl.conn.NixlKVManager.__init__"
 
 def register() -> None:
     """Hook into SGLang's KV manager; does nothing where torch sees an accelerator."""
+    from dynamo.sglang_mm_resume.sglang_cpu.nixl_polling import rest_between_polls
     from dynamo.sglang_mm_resume.sglang_cpu.platform import has_accelerator
 
     if has_accelerator():
@@ -20,6 +21,7 @@ def register() -> None:
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
     HookRegistry.register(KV_MANAGER_INIT, kv_in_host_memory, HookType.BEFORE)
+    HookRegistry.register(KV_MANAGER_INIT, rest_between_polls, HookType.BEFORE)
 
 
 def kv_in_host_memory(manager: Any, args: Any, *rest: Any, **named: Any) -> None:
