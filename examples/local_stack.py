@@ -15,7 +15,6 @@ from __future__ import annotations
 import atexit
 import glob
 import http.client
-import json
 import os
 import random
 import secrets
@@ -27,8 +26,10 @@ import sys
 import tempfile
 import threading
 import time
+import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -163,7 +164,7 @@ class LocalStack:
                 child.start()
 
     def wait_ready(self, deadline_s: float, on_progress: OnProgress | None = None) -> None:
-        """Wait until the frontend lists the model and every worker says that it is healthy.
+        """Wait until the frontend serves the model and every worker says that it is healthy.
 
         Raises StackError at once when a process ends, and after `deadline_s` seconds. Processes
         stopped by `kill` or `terminate` are not waited for.
@@ -317,18 +318,19 @@ class LocalStack:
             for child in self._children.values()
             if child.running and not child.probe_ready()
         ]
-        if "frontend" not in waiting_for and not self._model_is_listed():
+        # A frontend may list a model before it can reach the processor.
+        if "frontend" not in waiting_for and _get(self._readiness_url) is None:
             waiting_for.append(f"model {self._model_name}")
         return waiting_for
 
-    def _model_is_listed(self) -> bool:
-        listed = json.loads(_get(f"{self.base_url}/models") or "{}").get("data", [])
-        return any(entry.get("id") == self._model_name for entry in listed)
+    @property
+    def _readiness_url(self) -> str:
+        return f"{self.base_url}/models/{urllib.parse.quote(self._model_name)}/ready"
 
     def _late(self, deadline_s: float, waiting_for: Sequence[str]) -> StackError:
         self._failed = True
         lines = [f"not ready after {deadline_s:g} s: {', '.join(waiting_for)}"]
-        topology = _get(f"{self.base_url}/models/{self._model_name}/ready")
+        topology = _get(self._readiness_url, statuses=(200, 503))
         if topology is not None:
             lines.append(f"frontend: {topology}")
         lines += [self._children[name].log_tail() for name in waiting_for if name in self._children]
@@ -632,10 +634,13 @@ def _sigterm_exits() -> Iterator[None]:
 _OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
-def _get(url: str) -> str | None:
-    """Body of a GET that answers 200, else None."""
+def _get(url: str, statuses: Container[int] = (200,)) -> str | None:
+    """Body of a GET that is answered with one of these statuses, else None."""
     try:
         with _OPENER.open(url, timeout=_HTTP_TIMEOUT_S) as response:
             return response.read().decode()
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.read().decode() if error.code in statuses else None
     except (OSError, http.client.HTTPException):
         return None

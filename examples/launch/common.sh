@@ -179,20 +179,12 @@ serve() { # until a process ends, or the script is told to
 
 announce() {
     local url=http://$HTTP_HOST:$HTTP_PORT/v1
-    # With a prefill and a decode worker the frontend lists their model: the processor may be warming
-    # up still.
-    until is_listed "$url/models" && are_ready; do
+    # It is listed earlier: with a prefill and a decode worker, before the processor can be reached.
+    until curl --silent --fail --fail-early --noproxy '*' "$url/models/$SERVED_NAME/ready" \
+        "${HEALTH[@]}" >/dev/null; do
         sleep 1
     done
     echo "ready: $url serves $SERVED_NAME; Ctrl-C stops everything"
-}
-
-is_listed() { # URL
-    curl --silent --fail --noproxy '*' "$1" | grep --quiet --fixed-strings "\"$SERVED_NAME\""
-}
-
-are_ready() {
-    curl --silent --fail --fail-early --noproxy '*' "${HEALTH[@]}" >/dev/null
 }
 
 stop() {
