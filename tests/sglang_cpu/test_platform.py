@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from dynamo.sglang_mm_resume.sglang_cpu import hooks, nixl_polling, platform
+from dynamo.sglang_mm_resume.sglang_cpu import hooks, platform
 
 ROOT = Path(__file__).parents[2]
 GROUPS = ["sglang.srt.platforms", "sglang.srt.plugins"]
@@ -104,13 +104,13 @@ def test_sglang_asks_the_platform(file: str, name: str) -> None:
     assert f"current_platform.{name}(" in source
 
 
-def test_hooks_are_registered_before_the_kv_manager_is_built(registered: list[Any]) -> None:
+def test_hooks_are_registered_before_what_they_change(registered: list[Any]) -> None:
     from sglang.srt.plugins.hook_registry import HookType
 
     hooks.register()
     assert registered == [
-        (hooks.KV_MANAGER_INIT, function, HookType.BEFORE)
-        for function in (hooks.kv_in_host_memory, nixl_polling.rest_between_polls)
+        (hooks.KV_MANAGER_INIT, hooks.kv_in_host_memory, HookType.BEFORE),
+        (hooks.NIXL_AGENT_INIT, hooks.rest_between_polls, HookType.BEFORE),
     ]
 
 
@@ -126,22 +126,23 @@ def test_hook_marks_kv_memory_as_host_memory() -> None:
     assert kv_args.kv_data_mem_kinds == ["DRAM", "DRAM", "DRAM"]
 
 
-def test_nixl_agents_rest_between_their_polls(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rests", [False, True])
+def test_nixl_agents_rest_between_their_polls(rests: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     from nixl import _api as nixl
 
     delays = []
 
-    def agent(_name: str, config: Any) -> Any:
+    def init(agent: Any, name: str, config: Any) -> None:
+        if rests:
+            hooks.rest_between_polls(agent, name, config)
         delays.append(config.pthrDelay)
         raise ConnectionAbortedError  # all has been seen
 
-    monkeypatch.setattr(nixl.nixlBind, "nixlAgentConfig", nixl.nixlBind.nixlAgentConfig)
-    monkeypatch.setattr(nixl.nixlBind, "nixlAgent", agent)
-    for hook in (lambda: None, nixl_polling.rest_between_polls):
-        hook()
-        with pytest.raises(ConnectionAbortedError):
-            nixl.nixl_agent("agent", nixl.nixl_agent_config(backends=[]))
-    assert delays == [0, nixl_polling.PERIOD_US]
+    path, _, method = hooks.NIXL_AGENT_INIT.rpartition(".")
+    monkeypatch.setattr(pkgutil.resolve_name(path), method, init)
+    with pytest.raises(ConnectionAbortedError):
+        nixl.nixl_agent("agent", nixl.nixl_agent_config(backends=[]))
+    assert delays == [hooks.POLL_PERIOD_US if rests else 0]
 
 
 @pytest.mark.parametrize("group", GROUPS)
@@ -158,7 +159,7 @@ def test_sglang_finds_both_plug_ins_in_a_process_of_its_own() -> None:
         "from sglang.srt.plugins import load_plugins\n"
         "from sglang.srt.plugins.hook_registry import HookRegistry\n"
         "load_plugins()\n"
-        "print('found', type(current_platform).__name__, *HookRegistry._patched)\n"
+        "print('found', type(current_platform).__name__, *sorted(HookRegistry._patched))\n"
     )
     # Hides a GPU that the machine may have: the plug-ins then have to act.
     done = subprocess.run(
@@ -169,7 +170,8 @@ def test_sglang_finds_both_plug_ins_in_a_process_of_its_own() -> None:
         env={**_environment(), "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr
-    assert f"found TorchNativeCpuPlatform {hooks.KV_MANAGER_INIT}" in done.stdout
+    targets = f"{hooks.NIXL_AGENT_INIT} {hooks.KV_MANAGER_INIT}"
+    assert f"found TorchNativeCpuPlatform {targets}" in done.stdout
 
 
 def _environment() -> dict[str, str]:
