@@ -12,7 +12,8 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-model test lint format types pytest bench bench-http soak wheel clean
+.PHONY: help env demo demo-model test test-full lint format types pytest bench bench-http soak \
+    wheel clean
 
 help: ## Print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -47,6 +48,9 @@ demo-model: $(STAMP) ## Train the small model that the demo serves
 	@cp build/demo-model/* $(MODEL)/
 
 test: lint types pytest ## Lint, check types and run the tests
+
+test-full: ARGS += --full
+test-full: test ## The same with the slow tests too: matrices of models, graphs and faults
 
 lint: $(STAMP) ## Check style and formatting
 	@echo "lint: ruff"

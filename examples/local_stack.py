@@ -95,7 +95,7 @@ class StackConfig:
     with_processor: bool = True
     """False for a graph of other modules whose workers take the frontend's requests themselves."""
     modules: Mapping[str, str] = field(default_factory=dict)
-    """Role to what runs in place of its module in `MODULES`."""
+    """Role, or name of one process, to what runs in place of the role's module in `MODULES`."""
     dtype: str | None = None
     """SGLang's `--dtype`; None leaves the choice to it."""
     max_total_tokens: int = 16384
@@ -387,10 +387,11 @@ def _spec(
     role = name.partition("-")[0]
     is_frontend = role == "frontend"
     modules = {"frontend": config.frontend_module, **MODULES, **config.modules}
+    module = modules.get(name) or modules[role]
     return _Spec(
         name=name,
         role=role,
-        command=[sys.executable, "-m", modules[role], *_arguments(config, role, ports, on_cpu)],
+        command=[sys.executable, "-m", module, *_arguments(config, role, ports, on_cpu)],
         env=common_env if is_frontend else {"DYN_SYSTEM_PORT": str(ports.server), **common_env},
         url=f"http://127.0.0.1:{ports.server}",
     )

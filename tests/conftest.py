@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One running deployment at a time, models, answers to compare with, and a look around after.
 
-Tests of the whole deployment are marked: `pytest -m "not integration"` runs the fast ones.
+Tests of the whole deployment are marked: `pytest -m "not integration"` runs the fast ones. What is
+marked `full` runs with `--full` only.
 """
 
 from __future__ import annotations
@@ -35,18 +36,33 @@ RANDOM_MODEL_SEED = 1
 IDLE_DEADLINE_S = 10.0
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Declare the option."""
+    parser.addoption("--full", action="store_true", help="also what is marked `full`: it is slow")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Declare the marker."""
+    """Declare the markers."""
     config.addinivalue_line("markers", "integration: starts processes of the real deployment")
+    config.addinivalue_line("markers", "full: slow; left out without --full")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Mark what starts processes, and put tests of one deployment next to each other."""
+    if not config.getoption("--full"):
+        _leave_out_what_is_slow(config, items)
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in WHOLE_STACK):
             item.add_marker(pytest.mark.integration)
             item.add_marker(pytest.mark.timeout(INTEGRATION_TIMEOUT_S))
     items.sort(key=_deployment_of)  # stable: the order is otherwise left as it is
+
+
+def _leave_out_what_is_slow(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """As pytest's own `-m` does, so that it counts them as deselected."""
+    slow = [item for item in items if item.get_closest_marker("full")]
+    items[:] = [item for item in items if not item.get_closest_marker("full")]
+    config.hook.pytest_deselected(items=slow)
 
 
 def _deployment_of(item: pytest.Item) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import dynamo.runtime
 import httpx
+import pytest
 import torch
 from PIL import Image
 
@@ -33,6 +34,7 @@ from tests.support.neighbours import (
 from tests.support.pictures import patchwork
 from tests.support.worker_status import wait_until
 
+pytestmark = pytest.mark.full
 DEPLOYMENT = TRAINED
 
 TEXTS = ["What digit is this?", "Describe the picture in detail."]

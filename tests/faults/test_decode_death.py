@@ -71,6 +71,7 @@ def test_a_decode_worker_that_dies_costs_its_requests(
     assert {p.name: p.pid for p in stack.processes if p.name != "decode-0"} == others
 
 
+@pytest.mark.full
 def test_a_decode_worker_that_hangs_costs_its_requests(
     stack: LocalStack, oracle: Oracle, clients: ThreadPoolExecutor
 ) -> None:
@@ -85,6 +86,7 @@ def test_a_decode_worker_that_hangs_costs_its_requests(
     _assert_serves(stack, oracle)
 
 
+@pytest.mark.full
 def test_a_decode_worker_that_shuts_down_finishes_its_answers(
     stack: LocalStack, oracle: Oracle, clients: ThreadPoolExecutor
 ) -> None:

@@ -21,6 +21,7 @@ from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
 from tests.support.worker_status import status, wait_until
 
+pytestmark = pytest.mark.full
 DEPLOYMENT = ENCODE_LOCALLY
 
 QUESTION = "What is this?"

@@ -7,6 +7,8 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import pytest
+
 from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
 from tests.support.deployments import FAULTS, MODEL_NAME, READY_DEADLINE_S
@@ -27,6 +29,7 @@ EXIT_DEADLINE_S = 60.0
 ANSWER_DEADLINE_S = 120.0
 
 
+@pytest.mark.full
 def test_rolling_restart_of_the_encode_workers_under_load(
     stack: LocalStack, oracle: Oracle
 ) -> None:

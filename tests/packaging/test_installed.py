@@ -113,6 +113,7 @@ def test_every_module_is_imported_from_there(
     }
 
 
+@pytest.mark.full
 @pytest.mark.integration
 @pytest.mark.timeout(DEMO_TIMEOUT_S)
 def test_the_demo_runs_on_the_wheel(with_wheel: Environment, keeper: Keeper) -> None:

@@ -5,14 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
-import pytest
-
-from examples import local_stack
 from examples.local_stack import LocalStack, StackConfig
 from tests.support import holds
 from tests.support.spans import SpanCollector
@@ -36,8 +32,8 @@ class Deployment:
     processor: tuple[str, ...] = ()
     env: tuple[tuple[str, str], ...] = ()
     frontend_module: str = "dynamo.frontend"
-    encode_module: str | None = None
-    """What runs in place of the encode worker."""
+    modules: tuple[tuple[str, str], ...] = ()
+    """What runs in place of a role's module, or of one process's: `("prefill-1", module)`."""
     num_encode: int = 1
     num_prefill: int = 1
     num_decode: int = 0
@@ -80,7 +76,7 @@ INDEX_MODE = Deployment(
 DISTURBED = Deployment(
     "disturbed",
     workers=SMALL_POOL.workers,
-    encode_module="tests.support.disturbed_encode_worker",
+    modules=(("encode", "tests.support.disturbed_encode_worker"),),
 )
 TRAINED = Deployment("trained", model="trained")
 """Default settings throughout."""
@@ -117,7 +113,7 @@ FAULTS = Deployment(
     ),
     env=(LOCAL_URLS,),
     frontend_module="dynamo.sglang_mm_resume.frontend",
-    encode_module=holds.ENCODE_MODULE,
+    modules=(("encode", holds.ENCODE_MODULE),),
     num_encode=2,
 )
 """Two encode workers, so that one may be lost."""
@@ -137,7 +133,7 @@ ENCODE_LOCALLY = Deployment(
     workers=FAULTS.workers,
     processor=(*FAULTS.processor, "--encode-fallback", "local"),
     env=FAULTS.env,
-    encode_module=FAULTS.encode_module,
+    modules=FAULTS.modules,
 )
 """One encode worker, and an engine that can do without it."""
 
@@ -206,11 +202,8 @@ class Keeper:
             encode_args=deployment.workers,
             prefill_args=(*deployment.workers, *deployment.prefill),
             decode_args=(*deployment.workers, *deployment.prefill),
+            modules=dict(deployment.modules),
             env={**dict(deployment.env), **tracing, holds.FOLDER_ENV: str(holds_dir)},
             log_dir=log_dir,
         )
-        with ExitStack() as patches:
-            if deployment.encode_module is not None:
-                patch = patches.enter_context(pytest.MonkeyPatch.context())
-                patch.setitem(local_stack.MODULES, "encode", deployment.encode_module)
-            return LocalStack(config)
+        return LocalStack(config)
