@@ -43,7 +43,7 @@ MODELS = [
     if isinstance(model, type) and issubclass(model, BaseModel) and model is not BaseModel
 ]
 # Not messages: their base, and how both sides cut a grant.
-UNSENT = {messages.Message, messages.Chunk}
+UNSENT = {messages.Message, messages.Chunk, messages.Shape}  # and what others are made of
 
 
 def name_of(path: Path) -> str:

@@ -47,6 +47,13 @@ NOTICE = m.ChunkNotice(
 )
 MEDIA = m.Media(modality="image", url="data:image/png;base64,AA==")
 SIZED = m.Sized(total_tokens=18, grid=(1, 6, 12), content_hash="0123456789abcdef")
+VIDEO_SIZED = m.Sized(
+    total_tokens=36,
+    grid=(2, 6, 12),
+    content_hash="0123456789abcdef",
+    timestamps=(0.25, 1.25),
+    second_per_grid=1.0,
+)
 
 #: Every message with the adapter that reads it on the other side.
 MESSAGES: list[tuple[m.Message, TypeAdapter[Any]]] = [
@@ -83,6 +90,7 @@ MESSAGES: list[tuple[m.Message, TypeAdapter[Any]]] = [
         m.ENCODE,
     ),
     (SIZED, m.ENCODE_EVENT),
+    (VIDEO_SIZED, m.ENCODE_EVENT),
     (m.Sent(generation=3, sent_tokens=18, num_bytes=288), m.ENCODE_EVENT),
     (m.Refusal(reason=Reason.TOO_LONG, message="smaller"), m.ENCODE_EVENT),
 ]
@@ -180,6 +188,38 @@ def test_an_encode_carries_its_own_grant() -> None:
 def test_a_grid_has_three_positive_sides(grid: tuple[int, ...]) -> None:
     with pytest.raises(ProtocolError, match="grid"):
         m.parse(m.ENCODE_EVENT, m.dump(SIZED) | {"grid": grid})
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timestamps": (0.5,)},
+        {"timestamps": (0.5, 1.5, 2.5)},
+        {"timestamps": (0.5, -1.0)},
+        {"timestamps": (0.5, float("nan"))},
+        {"timestamps": (0.5, 1e9)},
+        {"timestamps": (0.5, "later")},
+        {"second_per_grid": -1.0},
+        {"second_per_grid": float("inf")},
+    ],
+)
+def test_a_video_has_a_plausible_second_for_each_step(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ProtocolError):
+        m.parse(m.ENCODE_EVENT, m.dump(VIDEO_SIZED) | wrong)
+
+
+def test_what_is_received_is_what_was_described() -> None:
+    received = m.Received.of("transfer-1", "video", VIDEO_SIZED)
+    assert m.parse(m.RECEIVED, travelled([received.model_dump()])) == [received]
+    assert {name: getattr(received, name) for name in m.Shape.model_fields} == {
+        name: getattr(VIDEO_SIZED, name) for name in m.Shape.model_fields
+    }
+
+
+@pytest.mark.parametrize("modality", ["audio", "", None, 1])
+def test_media_are_images_or_videos(modality: object) -> None:
+    with pytest.raises(ProtocolError, match="modality"):
+        m.parse(m.LOCAL_MEDIA, [{"modality": modality, "url": "data:,"}])
 
 
 @pytest.mark.parametrize(

@@ -253,7 +253,9 @@ def test_malformed_transfers_of_a_request(bench: Bench) -> None:
         *([good | {field: -1}] for field in good),
         *([good | {"grid": grid}] for grid in ([], [1, 8], [0, 8, 8], [1, -8, -8], "grid")),
         [good | {"surprise": 1}],
-        [good, good | {"modality": "video"}],
+        [good, good | {"modality": "audio"}],
+        [good | {"timestamps": [0.5, 1.5]}],
+        [good | {"second_per_grid": -1.0}],
     ]
     with _counted(bench, "prefill", {"refusals.protocol": len(wrong) + 1}):
         for transfers in wrong:

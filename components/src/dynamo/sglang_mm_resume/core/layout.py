@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 
 #: Raised whenever a message or the meaning of a field changes.
-PROTOCOL_VERSION: Final = 2
+PROTOCOL_VERSION: Final = 3
 
 #: Blocks of one chunk, at most (R8): a posted write cannot be called back, so posts stay small.
 MAX_CHUNK_BLOCKS: Final = 16

@@ -39,8 +39,11 @@ from dynamo.sglang_mm_resume.core.layout import (
 TransferId = Annotated[str, Field(min_length=8, max_length=64, pattern=r"^[0-9A-Za-z_-]+$")]
 Tokens = Annotated[int, Field(ge=0)]
 BlockIndex = Annotated[int, Field(ge=0)]
+Modality = Literal["image", "video"]
 #: Patches of one media item: t, h, w.
 Grid = tuple[PositiveInt, PositiveInt, PositiveInt]
+#: Seconds of a video; more than eleven days are nonsense.
+Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 #: Characters of a refusal at most: a peer's own words are quoted in it, and may be megabytes.
 MAX_REFUSAL_CHARS: Final = 1000
@@ -260,7 +263,7 @@ class Media(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    modality: Literal["image"]
+    modality: Modality
     url: str = Field(min_length=1)
 
 
@@ -286,13 +289,33 @@ class Encode(Message):
         return self
 
 
-class Sized(Message):
-    """The embedding's length and grid, known before the vision tower has run."""
+class Shape(BaseModel):
+    """What an engine must know of an embedding beside its rows, to give them their places.
 
-    op: Literal["sized"] = "sized"
+    Of a video only: `timestamps`, the second of each step of the grid's `t`, where the model's
+    prompt spells them (Qwen3-VL); `second_per_grid`, the seconds from one step to the next, where
+    its positions depend on that (Qwen2.5-VL).
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     total_tokens: int = Field(gt=0)
     grid: Grid
     content_hash: str = Field(pattern="^[0-9a-f]{16}$")
+    timestamps: tuple[Seconds, ...] = ()
+    second_per_grid: Seconds | None = None
+
+    @model_validator(mode="after")
+    def _a_timestamp_per_step(self) -> Self:
+        if self.timestamps and len(self.timestamps) != self.grid[0]:
+            raise ValueError(f"{len(self.timestamps)} timestamps for {self.grid[0]} steps")
+        return self
+
+
+class Sized(Message, Shape):
+    """The embedding's length and grid, known before the vision tower has run."""
+
+    op: Literal["sized"] = "sized"
 
 
 class Sent(Message):
@@ -304,16 +327,17 @@ class Sent(Message):
     num_bytes: int = Field(ge=0)
 
 
-class Received(BaseModel):
+class Received(Shape):
     """One media item of a `generate` request: the transfer that carries it and its shape."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
     transfer_id: TransferId
-    modality: Literal["image"]
-    total_tokens: int = Field(gt=0)
-    grid: Grid
-    content_hash: str = Field(pattern="^[0-9a-f]{16}$")
+    modality: Modality
+
+    @classmethod
+    def of(cls, transfer_id: str, modality: Modality, shape: Shape) -> "Received":
+        """The item as the encode worker has described it."""
+        described = {name: getattr(shape, name) for name in Shape.model_fields}
+        return cls(transfer_id=transfer_id, modality=modality, **described)
 
 
 class ChunkNotice(Message):

@@ -156,13 +156,7 @@ class Item:
     def received(self) -> Received:
         if self.sized is None:
             raise TransferFailed("the encode worker never named the embedding's size")
-        return Received(
-            transfer_id=self.handshake.transfer_id,
-            modality=self.media.modality,
-            total_tokens=self.sized.total_tokens,
-            grid=self.sized.grid,
-            content_hash=self.sized.content_hash,
-        )
+        return Received.of(self.handshake.transfer_id, self.media.modality, self.sized)
 
 
 @dataclass(slots=True)
