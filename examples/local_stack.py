@@ -109,6 +109,8 @@ class StackConfig:
     decode_args: Sequence[str] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     """Added to the environment of every process; wins over what this module sets."""
+    env_of: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """Role, or name of one process, to what is added to its environment alone."""
     log_dir: Path | None = None
     """One log file per process. None: a temporary folder, removed unless something failed."""
     http_port: int = 0
@@ -392,7 +394,12 @@ def _spec(
         name=name,
         role=role,
         command=[sys.executable, "-m", module, *_arguments(config, role, ports, on_cpu)],
-        env=common_env if is_frontend else {"DYN_SYSTEM_PORT": str(ports.server), **common_env},
+        env={
+            **({} if is_frontend else {"DYN_SYSTEM_PORT": str(ports.server)}),
+            **common_env,
+            **config.env_of.get(role, {}),
+            **config.env_of.get(name, {}),
+        },
         url=f"http://127.0.0.1:{ports.server}",
     )
 

@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from dynamo.sglang_mm_resume.workers.role import MODE_ENV
 from examples.local_stack import LocalStack, StackConfig
 from tests.support import holds
 from tests.support.spans import SpanCollector
@@ -34,6 +35,8 @@ class Deployment:
     frontend_module: str = "dynamo.frontend"
     modules: tuple[tuple[str, str], ...] = ()
     """What runs in place of a role's module, or of one process's: `("prefill-1", module)`."""
+    env_of: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    """The environment of a role, or of one process, beside that of all."""
     num_encode: int = 1
     num_prefill: int = 1
     num_decode: int = 0
@@ -144,6 +147,34 @@ MANY_IMAGES = Deployment(
 )
 """Hundreds of pictures in one request, which the engine has room for 16,384 tokens of."""
 
+ENTRY_POINT = "dynamo.sglang_mm_resume"
+_BLOCKS = {"SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": "4"}
+_SLOTS = {
+    "SGLANG_USE_BLOCK_ALLOCATOR": "false",
+    "SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": "2",
+    "DYN_SGL_MM_RESUME_SLOT_TOKENS": str(SLOT_TOKENS),
+}
+COMPATIBILITY = Deployment(
+    "compatibility",
+    processor=("--role", "processor", "--encode-fallback", "local"),
+    env=(
+        ("SGLANG_MULTIMODAL_BLOCK_SIZE", "16"),
+        ("SGLANG_DEFAULT_MULTIMODAL_BLOCKS", "2"),
+    ),
+    env_of={
+        "encode": {MODE_ENV: "encode"},
+        "prefill": {MODE_ENV: "language"},
+        "encode-0": _BLOCKS,
+        "encode-1": _SLOTS,
+        "prefill-0": _BLOCKS,
+        "prefill-1": _SLOTS,
+    },
+    modules=tuple((role, ENTRY_POINT) for role in ("processor", "encode", "prefill")),
+    num_encode=2,
+    num_prefill=2,
+)
+"""Started by the one entry point; no two workers of a role are alike."""
+
 
 class Keeper:
     """Starts deployments on demand, and stops the one before: two cores do not carry two."""
@@ -203,6 +234,7 @@ class Keeper:
             prefill_args=(*deployment.workers, *deployment.prefill),
             decode_args=(*deployment.workers, *deployment.prefill),
             modules=dict(deployment.modules),
+            env_of=deployment.env_of,
             env={**dict(deployment.env), **tracing, holds.FOLDER_ENV: str(holds_dir)},
             log_dir=log_dir,
         )

@@ -50,10 +50,13 @@ def status_of(stack: LocalStack, name: str) -> Status:
 
 
 def leftovers(stack: LocalStack, *names: str) -> list[str]:
-    """Everything that requests have left behind, one line each; of these workers, or of all."""
+    """Everything that requests have left behind, one line each; of these workers, or of all that
+    run.
+    """
+    running = [process.name for process in stack.processes if process.name in stack.worker_urls]
     return [
         f"{name}: {line}"
-        for name in names or stack.worker_urls
+        for name in names or running
         for line in _leftovers(name.partition("-")[0], status_of(stack, name))
     ]
 
