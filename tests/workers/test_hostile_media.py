@@ -22,7 +22,8 @@ from PIL import Image
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.core.messages import Media
 from dynamo.sglang_mm_resume.workers import media as media_module
-from dynamo.sglang_mm_resume.workers.media import MediaLoader
+from dynamo.sglang_mm_resume.workers.decoding import PixelsHeld
+from dynamo.sglang_mm_resume.workers.media import Content, MediaLoader
 from tests.support.footprint import peak_mib_of, reset_peak
 from tests.support.hostile_media import (
     CASES,
@@ -155,7 +156,7 @@ async def test_as_many_pixels_as_there_may_be_at_once(
     loader: MediaLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pixels = PICTURE.width * PICTURE.height
-    monkeypatch.setattr(loader, "_held", media_module._PixelsHeld(2 * pixels))
+    monkeypatch.setattr(loader, "_held", PixelsHeld(2 * pixels))
     url = inline(PNG)
     held = [await loader.load(image(url)) for _ in range(2)]
     refused = await refusal_of(loader, url)
@@ -178,8 +179,8 @@ async def test_decoding_leaves_threads_to_others(loader: MediaLoader) -> None:
     release = threading.Event()
     decoding: list[int] = []
 
-    def decode(content: bytes) -> Image.Image:
-        decoding.append(len(content))
+    def decode(content: Content) -> Image.Image:
+        decoding.append(len(content.data))
         release.wait(30)
         return PICTURE
 

@@ -1,12 +1,13 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""`workers/media.py`: whose fault an error is, what it says, and names by content."""
+"""`workers/media.py`: where media come from, whose fault an error is, and names by content."""
 
 import os
 import resource
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import pytest
 from dynamo.common.http import HttpConnectionError, close_http_client
@@ -16,6 +17,7 @@ from dynamo.sglang_mm_resume.core.errors import Refused
 from dynamo.sglang_mm_resume.core.messages import Media
 from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from tests.support.client import data_url
+from tests.support.pictures import patchwork
 
 LONG_S = 30.0
 BROKEN = Media(modality="image", url="data:image/png;base64," + "A" * 2000)
@@ -63,6 +65,72 @@ def no_more_files() -> Iterator[None]:
             os.close(descriptor)
 
 
+# --- Local files ---
+
+PICTURE = patchwork(1, 4, 3)
+ALLOWED = "DYN_MM_LOCAL_PATH"
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder that is allowed, with a picture; next to it is one that is not."""
+    allowed = tmp_path / "allowed"
+    allowed.mkdir()
+    for place in (allowed, tmp_path):
+        PICTURE.save(place / "a b.png")
+    monkeypatch.setenv(ALLOWED, str(allowed))
+    return allowed
+
+
+@pytest.fixture
+def local_loader(folder: Path) -> MediaLoader:
+    return MediaLoader(ThreadPoolExecutor(1), "model", LONG_S)
+
+
+async def test_a_file_is_read_where_the_operator_allows_it(
+    folder: Path, local_loader: MediaLoader
+) -> None:
+    path = folder / "a b.png"
+    for url in (path.as_uri(), str(path), f"FILE://{path}".replace(" ", "%20")):
+        picture = await local_loader.load(Media(modality="image", url=url))
+        assert picture.tobytes() == PICTURE.tobytes()
+
+
+async def test_no_other_file_is_read(folder: Path, local_loader: MediaLoader) -> None:
+    (folder / "out.png").symlink_to(folder.parent / "a b.png")
+    os.mkfifo(folder / "pipe.png")
+    outside = [f"{folder}/../a b.png", f"{folder.parent}/a b.png", "/etc/passwd", "a b.png"]
+    nowhere = [f"{folder}/no.png", "/no.png", f"{folder}", f"{folder}/pipe.png", "file://%00"]
+    said = set()
+    for url in [*outside, *nowhere, f"{folder}/out.png", f"{folder}%2f..%2fa b.png"]:
+        for form in (url, url if "://" in url else f"file://{url}"):
+            refused = await _refused(local_loader, Media(modality="image", url=form))
+            said.add(refused.message.rpartition(": ")[2])
+    assert said == {"is not a file that may be read (DYN_MM_LOCAL_PATH)"}
+
+
+async def test_local_files_are_off_by_default(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv(ALLOWED)
+    loader = MediaLoader(ThreadPoolExecutor(1), "model", LONG_S)
+    refused = await _refused(loader, Media(modality="image", url=(folder / "a b.png").as_uri()))
+    assert "local file access is not allowed" in refused.message
+
+
+async def test_a_large_file_is_not_read_to_its_end(
+    folder: Path, local_loader: MediaLoader, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DYN_MM_MAX_FILE_SIZE_MB", "1")
+    for size, said in ((2**20, "cannot be decoded"), (2**20 + 1, "exceeds 1048576 bytes")):
+        (folder / "large").write_bytes(bytes(size))
+        refused = await _refused(local_loader, Media(modality="image", url=f"{folder}/large"))
+        assert said in refused.message
+
+
+# --- Names ---
+
+
 async def test_equal_bytes_have_equal_names_per_model(loader: MediaLoader) -> None:
     other_model = MediaLoader(ThreadPoolExecutor(1), "another model", LONG_S)
     white, black = (_inline(Image.new("RGB", (8, 8), colour)) for colour in ("white", "black"))
@@ -75,3 +143,9 @@ async def test_equal_bytes_have_equal_names_per_model(loader: MediaLoader) -> No
 
 def _inline(image: Image.Image) -> Media:
     return Media(modality="image", url=data_url(image))
+
+
+async def _refused(loader: MediaLoader, media: Media) -> Refused:
+    with pytest.raises(Refused) as refused:
+        await loader.load(media)
+    return refused.value

@@ -4,27 +4,22 @@
 
 Private addresses, redirects and the sizes of downloads and data URLs are ruled by Dynamo's HTTP
 client and its `DYN_MM_*` environment variables. What is added: one deadline over all redirects, a
-bound on decoded pixels, and refusals that say which item is wrong and what to change, without
-repeating a URL that may carry a secret or megabytes. Whatever the bytes of a picture make Pillow
-raise is the client's; a lack of memory or of open files is ours.
+bound on decoded pixels (workers/decoding.py), and refusals that say which item is wrong and what to
+change, without repeating a URL that may carry a secret or megabytes.
 
 Nothing is shared between requests, so that a download ends with the request that wanted it.
 """
 
 import asyncio
 import base64
-import errno
-import io
 import re
-import threading
-import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Executor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import sha256
 from typing import Any, Final, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from dynamo.common.http import (
     HttpConfigurationError,
@@ -37,6 +32,7 @@ from dynamo.common.http.media_reference import max_media_bytes
 from dynamo.common.http.url_validator import (
     UrlValidationPolicy,
     describe_media_source,
+    validate_local_path,
     validate_url,
 )
 from PIL import Image
@@ -44,56 +40,66 @@ from PIL import Image
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.core.messages import Media
 from dynamo.sglang_mm_resume.transport.tasks import in_thread
+from dynamo.sglang_mm_resume.workers.decoding import (
+    MAX_PIXELS_HELD,
+    PixelsHeld,
+    Unusable,
+    Video,
+    decode_picture,
+    is_lack,
+    open_video,
+)
 
-#: Pixels of one picture, 4 bytes each: where Pillow begins to suspect a decompression bomb.
-MAX_PIXELS: Final = 89_478_485
-#: Pixels of all pictures that a worker holds at the same time: 4 GiB.
-MAX_PIXELS_HELD: Final = 2**30
 #: Pictures decoded at the same time. Each may need three times its pixels while it lasts, and
 #: threads must be left for copies.
 MAX_DECODES: Final = 4
 
 T = TypeVar("T")
 
-_FORMATS: Final = ("JPEG", "PNG", "WEBP")
-_LACKS: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS, errno.ENOSPC})
+#: How a data URL of each modality begins.
+_EXAMPLES: Final = {"image": "data:image/png;base64,...", "video": "data:video/mp4;base64,..."}
 _SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?[^\s'\"]*")  # user and password, query
-
-
-class Unusable(Exception):
-    """The client's fault; the text says why and what to do, but not of which item."""
 
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The bytes of a picture. `key`: 64 hex digits over them and what else decides an embedding."""
+    """The bytes of an item. `key`: 64 hex digits over them and what else decides an embedding."""
 
     data: bytes = field(repr=False)
     key: str
+    modality: str = "image"
 
     @property
     def content_hash(self) -> str:
-        """What the engine calls the picture: equal ones share their KV."""
+        """What the engine calls the item: equal ones share their KV."""
         return self.key[:16]
 
 
 class MediaLoader:
-    """Images by URL."""
+    """Images and videos by URL."""
 
-    def __init__(self, threads: Executor, identity: str, fetch_timeout_s: float) -> None:
+    def __init__(
+        self,
+        threads: Executor,
+        identity: str,
+        fetch_timeout_s: float,
+        video_options: Mapping[str, Any] | None = None,
+    ) -> None:
         """`identity` names whatever else decides an embedding: the model and its layout.
 
-        `fetch_timeout_s`: until a picture must have arrived, over all redirects.
+        `fetch_timeout_s`: until an item must have arrived, over all redirects. `video_options`:
+        those of SGLang that decide how many frames it takes (`--mm-process-config`).
         """
         self._threads = threads
         self._identity = identity.encode()
         self._fetch_timeout_s = fetch_timeout_s
+        self._video_options = video_options or {}
         self._policy = UrlValidationPolicy.from_env()
         self._decoding = asyncio.Semaphore(MAX_DECODES)
-        self._held = _PixelsHeld(MAX_PIXELS_HELD)
+        self._held = PixelsHeld(MAX_PIXELS_HELD)
 
-    async def load(self, media: Media) -> Image.Image:
-        """The decoded picture, RGB, as SGLang decodes it: no EXIF turn, no alpha.
+    async def load(self, media: Media) -> Image.Image | Video:
+        """The decoded picture, or the video ready to be decoded.
 
         Raises `Refused`: BAD_REQUEST says what is wrong, OVERLOADED where too much is held.
         """
@@ -101,40 +107,50 @@ class MediaLoader:
             return await self.decode(await self.fetch(media))
 
     async def fetch(self, media: Media) -> Content:
-        """The bytes of the picture. Raises `Unusable`."""
-        url = media.url
+        """The bytes of the item, asked for once. Raises `Unusable`."""
         try:
-            scheme = urlsplit(f"{url.partition(':')[0]}:").scheme
-            if scheme in ("", "file"):
-                raise Unusable("local file access is not allowed: send a data URL")
-            content = await (self._inside(url) if scheme == "data" else self._fetched(url))
+            data = await self._bytes_of(media)
+        except Unusable:
+            raise
         except ValueError as error:  # the URL policy, and whatever parsers of URLs raise
             raise Unusable(str(error)[:300]) from error
-        if not content.data:
-            raise Unusable("the picture is empty: send the whole file")
-        return content
+        if not data:
+            raise Unusable(f"the {media.modality} is empty: send the whole file")
+        return await self._in_thread(self._named, data, media.modality)
 
-    async def decode(self, content: Content) -> Image.Image:
-        """The picture, as of `load`. Raises `Unusable`, or `Refused` as OVERLOADED."""
+    async def decode(self, content: Content) -> Image.Image | Video:
+        """The picture or video, as of `load`. Raises `Unusable`, or `Refused` as OVERLOADED."""
         async with self._decoding:
-            return await self._in_thread(self._decode, content.data)
+            return await self._in_thread(self._decode, content)
 
     async def _in_thread(self, function: Callable[..., T], *args: Any) -> T:
         return await in_thread(self._threads, function, *args)
 
-    def _named(self, data: bytes) -> Content:
-        return Content(data, sha256(self._identity + data).hexdigest())
+    def _named(self, data: bytes, modality: str) -> Content:
+        name = sha256(self._identity + modality.encode())
+        name.update(data)
+        return Content(data, name.hexdigest(), modality)
 
-    async def _inside(self, url: str) -> Content:
-        await validate_url(url, self._policy)
-        return await self._in_thread(lambda: self._named(_data_of(url)))
+    def _decode(self, content: Content) -> Image.Image | Video:
+        if content.modality == "video":
+            return open_video(content.data, self._held, self._video_options)
+        return decode_picture(content.data, self._held)
 
-    async def _fetched(self, url: str) -> Content:
+    async def _bytes_of(self, media: Media) -> bytes:
+        scheme = urlsplit(f"{media.url.partition(':')[0]}:").scheme
+        if scheme == "data":
+            await validate_url(media.url, self._policy)
+            return await self._in_thread(_data_of, media.url, media.modality)
+        if scheme in ("", "file"):
+            return await self._in_thread(_read_local, media.url, self._policy)
+        return await self._fetched(media.url)
+
+    async def _fetched(self, url: str) -> bytes:
         limit_s = self._fetch_timeout_s
         try:
             # Dynamo's own limit begins anew with each redirect.
             async with asyncio.timeout(limit_s):
-                data = await fetch_bytes(
+                return await fetch_bytes(
                     url, limit_s, policy=self._policy, max_bytes=max_media_bytes()
                 )
         except (TimeoutError, HttpTimeoutError) as error:
@@ -144,39 +160,9 @@ class MediaLoader:
         except HttpConfigurationError:
             raise  # the operator's
         except HttpError as error:
-            if _is_lack(error.__cause__):
+            if is_lack(error.__cause__):
                 raise
             raise Unusable("its server could not be reached, or broke off") from error
-        return await self._in_thread(self._named, data)
-
-    def _decode(self, content: bytes) -> Image.Image:
-        """Raises `Unusable`, or `Refused` as OVERLOADED."""
-        try:
-            image = Image.open(io.BytesIO(content), formats=_FORMATS)
-            width, height = image.size
-            if width * height > MAX_PIXELS:
-                raise Image.DecompressionBombError
-            give_back = self._held.take(width * height)
-            try:
-                image.load()
-                rgb = image if image.mode == "RGB" else image.convert("RGB")
-                weakref.finalize(rgb, give_back)
-            except BaseException:
-                give_back()
-                raise
-        except (Refused, MemoryError):
-            raise
-        except Image.UnidentifiedImageError as error:
-            raise Unusable("cannot be decoded: send JPEG, PNG or WebP") from error
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            text = f"the picture has more than {MAX_PIXELS} pixels: send a smaller one"
-            raise Unusable(text) from error
-        except Exception as error:  # broken data makes Pillow raise almost anything
-            if _is_lack(error):
-                raise
-            text = f"the picture is truncated or damaged ({error!s:.100}): send the whole file"
-            raise Unusable(text) from error
-        return rgb
 
 
 @contextmanager
@@ -189,38 +175,39 @@ def blaming(media: Media) -> Iterator[None]:
         raise Refused(Reason.BAD_REQUEST, text) from error
 
 
-class _PixelsHeld:
-    """How many pixels are in memory, with an end to it. Threads may take and give back."""
+def _read_local(url: str, policy: UrlValidationPolicy) -> bytes:
+    """The bytes of a file below the folder that the operator allows (`DYN_MM_LOCAL_PATH`).
 
-    def __init__(self, limit: int) -> None:
-        self._limit = limit
-        self._held = 0
-        self._lock = threading.RLock()  # a collected picture may give back during a `take`
+    Raises `Unusable`, which does not tell of other files whether they exist.
+    """
+    if not policy.allowed_local_path:
+        raise Unusable("local file access is not allowed: send a data URL")
+    parsed = urlsplit(url)
+    path, limit = unquote(parsed.path) if parsed.scheme else url, max_media_bytes()
+    try:
+        file = validate_local_path(path, policy)
+        if not file.is_file():  # a pipe would hold the thread for ever
+            raise ValueError("no file")
+        with file.open("rb") as opened:
+            data = opened.read(limit + 1)
+    except (OSError, ValueError) as error:
+        if is_lack(error):
+            raise
+        raise Unusable("is not a file that may be read (DYN_MM_LOCAL_PATH)") from error
+    if len(data) > limit:
+        raise Unusable(f"the file exceeds {limit} bytes (DYN_MM_MAX_FILE_SIZE_MB)")
+    return data
 
-    def take(self, count: int) -> Callable[[], None]:
-        """Count in; what is returned counts out, once. Raises `Refused` beyond the limit."""
-        with self._lock:
-            if self._held + count > self._limit:
-                raise Refused(
-                    Reason.OVERLOADED,
-                    f"pictures of {self._held} pixels are being encoded already: try again later",
-                )
-            self._held += count
-        return lambda: self._give_back(count)
 
-    def _give_back(self, count: int) -> None:
-        with self._lock:
-            self._held -= count
-
-
-def _data_of(url: str) -> bytes:
+def _data_of(url: str, modality: str) -> bytes:
     """The bytes in a base64 data URL. White space and escapes (`%2B`) in it are allowed."""
     header, comma, data = url.partition(",")
     media_type, *parameters = header.partition(":")[2].lower().split(";")
-    if not comma or not media_type.strip().startswith("image/"):
-        raise Unusable("a data URL must be an image: data:image/png;base64,...")
+    if not comma or not media_type.strip().startswith(f"{modality}/"):
+        a_modality = {"image": "an image", "video": "a video"}[modality]
+        raise Unusable(f"a data URL must be {a_modality}: {_EXAMPLES[modality]}")
     if "base64" not in parameters:
-        raise Unusable("a data URL must be base64: data:image/png;base64,...")
+        raise Unusable(f"a data URL must be base64: {_EXAMPLES[modality]}")
     for escape, character in (("%2B", "+"), ("%2F", "/"), ("%3D", "=")):
         data = data.replace(escape, character).replace(escape.lower(), character)
     try:
@@ -228,11 +215,6 @@ def _data_of(url: str) -> bytes:
         return base64.b64decode(compact, validate=True)
     except ValueError as error:
         raise Unusable(f"the data URL is not valid base64 ({error!s:.100})") from error
-
-
-def _is_lack(error: BaseException | None) -> bool:
-    """Whether this machine has run out of something."""
-    return isinstance(error, OSError) and error.errno in _LACKS
 
 
 def _label(url: str) -> str:
