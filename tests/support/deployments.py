@@ -160,6 +160,8 @@ COMPATIBILITY = Deployment(
     env=(
         ("SGLANG_MULTIMODAL_BLOCK_SIZE", "16"),
         ("SGLANG_DEFAULT_MULTIMODAL_BLOCKS", "2"),
+        ("SGLANG_DISAGGREGATION_HEARTBEAT_INTERVAL", "1"),
+        ("DYN_MIGRATION_LIMIT", "3"),
     ),
     env_of={
         "encode": {MODE_ENV: "encode"},

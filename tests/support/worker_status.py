@@ -35,7 +35,7 @@ def get(url: str) -> httpx.Response:
 
 def statuses(stack: LocalStack, role: str) -> list[Status]:
     """The state of every worker of a role."""
-    return [_status(url) for url in stack.system_urls[role]]
+    return [status_at(url) for url in stack.system_urls[role]]
 
 
 def status(stack: LocalStack, role: str) -> Status:
@@ -46,7 +46,7 @@ def status(stack: LocalStack, role: str) -> Status:
 
 def status_of(stack: LocalStack, name: str) -> Status:
     """The state of one worker."""
-    return _status(stack.worker_urls[name])
+    return status_at(stack.worker_urls[name])
 
 
 def leftovers(stack: LocalStack, *names: str) -> list[str]:
@@ -71,7 +71,8 @@ def wait_until(condition: Callable[[], bool], deadline_s: float, poll_s: float =
     return True
 
 
-def _status(url: str) -> Status:
+def status_at(url: str) -> Status:
+    """The state of the worker with this system server."""
     answer = httpx.post(
         f"{url}/engine/mm_resume/status", json={}, trust_env=False, timeout=_TIMEOUT_S
     )

@@ -16,7 +16,7 @@ from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.errors import Reason
 from dynamo.sglang_mm_resume.core.messages import Done, Refusal, Sent, Sized, dump
 from dynamo.sglang_mm_resume.workers.hand_off import Peers
-from dynamo.sglang_mm_resume.workers.processor import Processor
+from dynamo.sglang_mm_resume.workers.processor import MAX_PARTS, Processor
 from tests.workers.test_processor_flow import (
     DEADLINE_S,
     PAD,
@@ -76,7 +76,7 @@ def refusing(reason: Reason) -> Answers:
 
 
 async def _breaks_off(request: dict[str, Any]) -> AsyncIterator[Any]:
-    yield {"index": 0, "token_ids": [5]}
+    yield {"index": 0, "token_ids": [6]}
     raise Exception("Unavailable: gone")
 
 
@@ -227,14 +227,54 @@ async def test_text_goes_to_another_prefill_worker_before_its_first_token() -> N
     assert sorted(i for i, _ in graph.prefill.calls) == PREFILL
 
 
-async def test_an_answer_that_has_begun_is_not_begun_again() -> None:
+async def test_an_answer_that_has_begun_goes_on_elsewhere() -> None:
+    """As a request of its own, with transfers of their own; what was given up is given back."""
+    graph = Graph(prefill=Faulty(PREFILL, _answer, first=_breaks_off))
+    stop = {"max_tokens": 8, "min_tokens": 1, "ignore_eos": True}
+    chunks = await graph.ask(stop_conditions=stop)
+    assert [chunk["token_ids"] for chunk in chunks] == [[6], [5]]
+    (first, _), (second, rest) = graph.prefill.calls
+    assert sorted((first, second)) == PREFILL
+    assert rest["token_ids"] == [*MEDIA["token_ids"], 6]
+    assert rest["stop_conditions"] == {"max_tokens": 7, "min_tokens": 0, "ignore_eos": True}
+    assert len(set(graph.transfers)) == 2
+    assert graph.processor.totals.answers_continued == 1
+    assert graph.processor.totals.prefill_retries == 0
+    await graph.finish()
+    assert graph.aborted() == graph.transfers[:1]
+
+
+async def test_an_answer_goes_on_a_few_times_only() -> None:
+    """What brings one engine down after the other must not have them all."""
     graph = Graph(prefill=FakePeer(PREFILL, _breaks_off))
     with pytest.raises(HttpError) as error:
         await graph.ask()
     assert error.value.code == 503
-    assert len(graph.prefill.calls) == 1
+    assert len(graph.prefill.calls) == MAX_PARTS
     await graph.finish()
     assert graph.aborted() == graph.transfers
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"sampling_options": {"n": 2}},
+        {"sampling_options": {"guided_decoding": {"regex": "a"}}},
+        {"sampling_options": {"frequency_penalty": 0.5}},
+        {"token_ids": [1, 2], "multi_modal_data": None, "media_token": True},
+    ],
+    ids=["n", "grammar", "penalty", "placeholder"],
+)
+async def test_an_answer_that_nobody_else_could_continue_ends(fields: dict[str, Any]) -> None:
+    async def breaks_off(request: dict[str, Any]) -> AsyncIterator[Any]:
+        yield {"index": 0, "token_ids": [PAD if request.get("media_token") else 6]}
+        raise Exception("Unavailable: gone")
+
+    graph = Graph(prefill=FakePeer(PREFILL, breaks_off))
+    with pytest.raises(HttpError) as error:
+        await graph.ask(**fields)
+    assert error.value.code == 503
+    assert len(graph.prefill.calls) == 1
 
 
 # --- Without an encode worker ---

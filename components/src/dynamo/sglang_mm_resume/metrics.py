@@ -147,6 +147,13 @@ CATALOGUE: Final = (
     ),
     Metric(
         "counter",
+        "answers_continued",
+        PROCESSOR,
+        "answers",
+        "Answers that were under way when their prefill worker was lost, and went on at another.",
+    ),
+    Metric(
+        "counter",
         "encode_fallbacks",
         PROCESSOR,
         "requests",

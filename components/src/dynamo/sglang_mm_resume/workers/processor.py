@@ -4,14 +4,14 @@
 
 It never touches a tensor and never imports SGLang or torch. Each media item of a request travels
 as a transfer of its own (workers/hand_off.py); the request goes to the prefill worker when all are
-sent. Until its first token is answered, a request may be tried on another prefill worker.
+sent. One that is lost is replaced by another, which goes on with the answer (workers/answer.py).
 """
 
 import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,6 +25,7 @@ from dynamo.sglang_mm_resume.core.errors import Reason, Refused, ResumeError, Tr
 from dynamo.sglang_mm_resume.core.histogram import SECONDS, Histogram
 from dynamo.sglang_mm_resume.core.messages import Media, Refusal
 from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable, ProbeTotals
+from dynamo.sglang_mm_resume.workers.answer import Answer
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.disagg import PrefillDecode
@@ -57,6 +58,8 @@ UNKNOWN_LENGTH = 2**31
 MAX_WARM_UPS = 16
 #: A request is served by one prefill worker, and by another if that one fails.
 MAX_ATTEMPTS = 2
+#: Workers that may answer a part of a request each. What brings engines down must come to an end.
+MAX_PARTS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +80,7 @@ class ProcessorTotals:
     requests: int = 0
     stopped: int = 0
     prefill_retries: int = 0
+    answers_continued: int = 0
     encode_fallbacks: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     first_token_seconds: dict[str, Histogram] = field(
@@ -93,11 +97,14 @@ class Processor:
         peers: Peers,
         image_token_id: int,
         prefill_decode: PrefillDecode | None = None,
+        media_tokens: Collection[int] = (),
     ) -> None:
+        """`media_tokens`: all ids that stand for media in a prompt, that of images among them."""
         self.totals = ProcessorTotals()
         self._settings = settings
         self._peers = peers
         self._image_token_id = image_token_id
+        self._media_tokens = {image_token_id, *media_tokens}
         self._prefill_decode = prefill_decode
         self._chunks = prefill_decode.chunks if prefill_decode else self._aggregated
         self._prefill = (
@@ -211,31 +218,49 @@ class Processor:
     async def _answer(
         self, request: dict[str, Any], context: Any, route: Route = ANY_ROUTE
     ) -> AsyncGenerator[dict[str, Any], None]:
-        """By one prefill worker, or by another if that fails before it has answered anything."""
+        """By one prefill worker; if that fails, by another, which goes on where it ended."""
         normalize_request_token_ids(request)
         if self._prefill_decode is not None:
             self._prefill_decode.check(request)
         media = media_of(request, self._image_token_id, self._settings.max_media_items)
         if media:
             self._hand_off.require_room()
+        answer = Answer(request, self._media_tokens)
         tried: set[int] = set()
         while True:
             async with self._prefill_workers.borrow(route.prefill, tried) as prefill:
                 tried.add(prefill)
-                begun = False
+                part = answer.next_part()
                 try:
-                    async for chunk in self._attempt(request, media, prefill, context, route):
-                        begun = True
-                        yield chunk
+                    async for chunk in self._attempt(part, media, prefill, context, route):
+                        yield answer.add(chunk)
                     return
                 except PrefillFailed as error:
-                    final = begun or len(tried) == MAX_ATTEMPTS or route.prefill is not None
-                    if final or not self._prefill_workers.has_other(tried):
+                    if answer.has_progressed:
+                        tried = {prefill}
+                    final = len(tried) == MAX_ATTEMPTS or answer.num_parts == MAX_PARTS
+                    alone = route.prefill is not None or not self._prefill_workers.has_other(tried)
+                    if final or alone:
                         raise error.cause from error
-                    logger.warning(
-                        "request %s goes to another prefill worker: %s", context.id(), error
-                    )
-                    self.totals.prefill_retries += 1
+                    self._count_another(answer, error, context)
+
+    def _count_another(self, answer: Answer, error: PrefillFailed, context: Any) -> None:
+        """Another prefill worker is to go on; raises the error where it could not."""
+        hindrances = ", ".join(answer.hindrances())
+        if hindrances:
+            logger.warning("request %s cannot go on elsewhere: %s", context.id(), hindrances)
+            raise error.cause from error
+        if not answer.begun:
+            logger.warning("request %s goes to another prefill worker: %s", context.id(), error)
+            self.totals.prefill_retries += 1
+            return
+        logger.warning(
+            "request %s goes on at another prefill worker, after %d tokens: %s",
+            context.id(),
+            len(answer.token_ids),
+            error,
+        )
+        self.totals.answers_continued += 1
 
     async def _attempt(
         self, request: dict[str, Any], media: list[Media], prefill: int, context: Any, route: Route

@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import json
 import logging
+import re
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,9 @@ from dynamo.sglang_mm_resume.workers.status import STATUS_ENDPOINT, answering, d
 logger = logging.getLogger(__name__)
 
 COMPONENT = "processor"
+
+#: Fields of a model's config.json, such as `video_token_id` and `vision_start_token_id`.
+_MEDIA_TOKEN = re.compile(r"(image|video|audio|media|vision)_(\w+_)?token_(id|index)")
 
 
 class ProcessorConfig(DynamoRuntimeConfig):
@@ -103,7 +107,9 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     endpoints.extend(presence.listings)
     peers = await connect(runtime, namespace)
     decode = await _decode_workers(settings, runtime, namespace) if config.decode_workers else None
-    processor = Processor(settings, peers, image_token_id, _together(settings, peers, decode))
+    together = _together(settings, peers, decode)
+    media_tokens = await _media_tokens(config.model_path)
+    processor = Processor(settings, peers, image_token_id, together, media_tokens)
     status = described(presence.counted(processor.status), namespace)
     serve_status(runtime, status)
     publish_metrics(generate, status, name, f"{namespace}.{COMPONENT}")
@@ -193,14 +199,29 @@ def _together(settings: Settings, peers: Peers, decode: Workers | None) -> Prefi
 
 async def _image_token_id(model_path: str) -> int:
     """The id of one picture's placeholder, from the model's own config.json."""
-    folder = Path(model_path)
-    if not folder.is_dir():
-        folder = Path(await fetch_model(model_path, ignore_weights=True))
-    config = json.loads((folder / "config.json").read_text())
+    config = await _model_config(model_path)
     for key in ("image_token_id", "image_token_index", "media_placeholder_token_id"):
         if isinstance(config.get(key), int):
             return int(config[key])
     raise SystemExit(f"error: --model-path: {model_path} names no image placeholder in config.json")
+
+
+async def _media_tokens(model_path: str) -> set[int]:
+    """Every id that a prompt has because of media: placeholders, and what is around them."""
+    config = await _model_config(model_path)
+    return {
+        token
+        for key, token in config.items()
+        if _MEDIA_TOKEN.fullmatch(key) and isinstance(token, int)
+    }
+
+
+async def _model_config(model_path: str) -> dict[str, Any]:
+    folder = Path(model_path)
+    if not folder.is_dir():
+        folder = Path(await fetch_model(model_path, ignore_weights=True))
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    return config
 
 
 def _runtime_config(config: ProcessorConfig) -> ModelRuntimeConfig:
