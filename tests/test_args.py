@@ -78,6 +78,8 @@ SPELLINGS: dict[str, tuple[str, str, Any, str]] = {
         "local",
         "local",
     ),
+    "encode_min_tokens": ("--encode-min-tokens", "DYN_SGL_MM_RESUME_ENCODE_MIN_TOKENS", 9, "9"),
+    "encode_min_items": ("--encode-min-items", "DYN_SGL_MM_RESUME_ENCODE_MIN_ITEMS", 3, "3"),
     "shutdown_grace_s": (
         "--mm-resume-shutdown-grace-s",
         "DYN_SGL_MM_RESUME_SHUTDOWN_GRACE_S",
@@ -105,6 +107,7 @@ SWITCHES: dict[str, tuple[str, str]] = {
     "use_block_allocator": ("--use-block-allocator", "SGLANG_USE_BLOCK_ALLOCATOR"),
     "adaptive_default": ("--adaptive-default", "DYN_SGL_MM_RESUME_ADAPTIVE_DEFAULT"),
     "embedding_cache": ("--mm-resume-embedding-cache", "DYN_SGL_MM_RESUME_EMBEDDING_CACHE"),
+    "local_vision": ("--local-vision", "DYN_SGL_MM_RESUME_LOCAL_VISION"),
     "checksum": ("--mm-resume-checksum", "DYN_SGL_MM_RESUME_CHECKSUM"),
 }
 every_switch = pytest.mark.parametrize(

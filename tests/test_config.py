@@ -3,6 +3,7 @@
 """Settings: defaults, units, ranges and contradictions."""
 
 import math
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -24,6 +25,9 @@ DEFAULTS = {
     "heartbeat_max_failures": 2,
     "pool_device": "auto",
     "encode_fallback": "fail",
+    "encode_min_tokens": None,
+    "encode_min_items": None,
+    "local_vision": True,
     "encode_batch": None,
     "max_requests": 512,
     "shutdown_grace_s": 30.0,
@@ -73,7 +77,9 @@ def test_wrong_type_is_refused(name: str, value: object) -> None:
     assert "integer" in message(**{name: value})
 
 
-@pytest.mark.parametrize("name", [*NUMBERS, "slot_tokens", "encode_batch"])
+@pytest.mark.parametrize(
+    "name", [*NUMBERS, "slot_tokens", "encode_batch", "encode_min_tokens", "encode_min_items"]
+)
 @pytest.mark.parametrize("value", [0, -1])
 def test_numbers_are_positive(name: str, value: int) -> None:
     spec = spec_of(name)
@@ -148,6 +154,16 @@ def test_what_to_do_without_an_encode_worker(policy: str) -> None:
 def test_another_policy_is_refused(policy: str) -> None:
     said = message(encode_fallback=policy)
     assert said.startswith(f"{spec_of('encode_fallback').label}: {policy!r} is not fail or local")
+
+
+@pytest.mark.parametrize(
+    "policy", [{"encode_min_tokens": 1}, {"encode_min_items": 1}, {"encode_fallback": "local"}]
+)
+def test_an_engine_without_a_tower_encodes_nothing(policy: dict[str, Any]) -> None:
+    assert not Settings(local_vision=False).engine_encodes
+    said = message(local_vision=False, **policy)
+    assert said.startswith(spec_of("local_vision").label)
+    assert spec_of(*policy).label in said
 
 
 def test_every_limit_is_a_metric() -> None:

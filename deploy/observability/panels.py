@@ -174,6 +174,7 @@ ROWS: Final[Sequence[Row]] = (
                         rate("prefill_retries_total", "model"), "tried on another prefill worker"
                     ),
                     Query(rate("encode_fallbacks_total", "model"), "encoded by the engine"),
+                    Query(rate("items_local_total", "model"), "item too small to be sent"),
                 ],
                 Unit.PER_SECOND,
             ),

@@ -26,7 +26,7 @@ DEPLOYMENT = ENCODE_LOCALLY
 
 QUESTION = "What is this?"
 MAX_TOKENS = 12
-SIZES = [(4, 4), (7, 6), (10, 9), (15, 11)]
+SIZES = [(7, 7), (7, 6), (10, 9), (15, 11)]
 IMAGES = [patchwork(500 + i, *size) for i, size in enumerate(SIZES)]
 SEEN_DEADLINE_S = 60.0
 

@@ -66,7 +66,13 @@ SMALL_POOL = Deployment(
     env=(LOCAL_URLS,),
     traced=True,
 )
-ONE_BLOCK = Deployment("one-block", workers=pool_args(block_size=16, default_blocks=1, buffers=1))
+ONE_BLOCK = Deployment(
+    "one-block",
+    workers=pool_args(block_size=16, default_blocks=1, buffers=1),
+    prefill=("--no-local-vision",),
+    processor=("--encode-min-items", "3"),
+)
+"""Its engine has no vision tower, of which its processor has to hear."""
 SLOT_TOKENS = 64
 INDEX_MODE = Deployment(
     "index-mode",
@@ -131,14 +137,18 @@ E_P_D = replace(
 )
 """A decode worker answers. Short time-outs as above, as its faults are tested here too."""
 
+SMALL_TOKENS = 40
 ENCODE_LOCALLY = Deployment(
     "encode-locally",
     workers=FAULTS.workers,
-    processor=(*FAULTS.processor, "--encode-fallback", "local"),
+    processor=(
+        *(*FAULTS.processor, "--encode-fallback", "local"),
+        *("--encode-min-tokens", str(SMALL_TOKENS), "--encode-min-items", "2"),
+    ),
     env=FAULTS.env,
     modules=FAULTS.modules,
 )
-"""One encode worker, and an engine that can do without it."""
+"""One encode worker, and an engine that can do without it, and does for a small picture."""
 
 MANY_IMAGES = Deployment(
     "many-images",

@@ -312,6 +312,36 @@ async def test_an_overloaded_encode_worker_is_no_dead_one() -> None:
     assert graph.totals()["encode_fallbacks"] == 0
 
 
+async def _blind(request: dict[str, Any]) -> AsyncIterator[Any]:
+    """A prefill worker without a vision tower, as its refusal arrives."""
+    if "mm_resume_local" in request:
+        raise ValueError('UnsupportedMedia: {"message": "no tower", "code": 415}')
+    yield {"index": 0, "token_ids": [5], "finish_reason": "stop"}
+
+
+async def test_small_media_go_to_the_engine_and_to_encode_workers_if_it_is_blind() -> None:
+    settings = SETTINGS.model_copy(update={"encode_min_items": 2})
+    graph = Graph(settings=settings)
+    await graph.ask()
+    assert "mm_resume_local" in graph.prefill.calls[0][1]
+    assert graph.control.calls == graph.encode.calls == []
+    assert graph.totals()["items_local"] == 1
+    graph = Graph(prefill=FakePeer([1], _blind), settings=settings)
+    for _ in range(2):
+        await graph.ask()
+    sent = ["mm_resume_local" in request for _, request in graph.prefill.calls]
+    assert sent == [True, False, False]
+    assert graph.totals()["items_local"] == 0
+
+
+async def test_blind_engines_and_no_encode_worker_are_said_to_the_client() -> None:
+    settings = SETTINGS.model_copy(update={"encode_fallback": "local"})
+    peers = {"encode": FakePeer([], _encode), "prefill": FakePeer([1], _blind)}
+    with pytest.raises(HttpError, match="no vision tower") as error:
+        await Graph(**peers, settings=settings).ask()
+    assert error.value.code == 503
+
+
 # --- Turned away ---
 
 

@@ -138,6 +138,27 @@ ENCODE_FALLBACK = SettingSpec(
     "worker's engine encodes them by itself.",
     pattern="fail|local",
 )
+ENCODE_MIN_TOKENS = SettingSpec(
+    "--encode-min-tokens",
+    "DYN_SGL_MM_RESUME_ENCODE_MIN_TOKENS",
+    "image tokens",
+    "Processor: pictures of a request that has fewer image tokens than this are encoded by the "
+    "prefill worker's engine, those of others by encode workers. Unset: not by this measure.",
+)
+ENCODE_MIN_ITEMS = SettingSpec(
+    "--encode-min-items",
+    "DYN_SGL_MM_RESUME_ENCODE_MIN_ITEMS",
+    "pictures",
+    "The same for a request that has fewer pictures than this. With both, a request goes to "
+    "encode workers as soon as it reaches one of them.",
+)
+LOCAL_VISION = SettingSpec(
+    "--local-vision",
+    "DYN_SGL_MM_RESUME_LOCAL_VISION",
+    "yes or no",
+    "Prefill worker: the engine has its vision tower. Without it, its memory is free for KV, and "
+    "encode workers encode everything.",
+)
 MAX_ASSEMBLED = _new(
     "max_assembled_mib",
     "MiB",
@@ -230,6 +251,9 @@ class Settings(BaseModel):
     heartbeat_max_failures: Annotated[int, HEARTBEAT_MAX_FAILURES] = 2
     pool_device: Annotated[str, POOL_DEVICE] = "auto"
     encode_fallback: Annotated[str, ENCODE_FALLBACK] = "fail"
+    encode_min_tokens: Annotated[int | None, ENCODE_MIN_TOKENS] = None
+    encode_min_items: Annotated[int | None, ENCODE_MIN_ITEMS] = None
+    local_vision: Annotated[bool, LOCAL_VISION] = True
     max_assembled_mib: Annotated[int, MAX_ASSEMBLED] = 2048
     max_waiting_transfers: Annotated[int, MAX_WAITING_TRANSFERS] = 256
     max_encodes: Annotated[int, MAX_ENCODES] = 64
@@ -252,6 +276,16 @@ class Settings(BaseModel):
     def default_tokens(self) -> int:
         """Tokens that fit a default grant."""
         return self.default_blocks * self.block_size
+
+    @property
+    def engine_encodes(self) -> tuple[SettingSpec, ...]:
+        """The settings in force that have the prefill worker's engine encode pictures."""
+        in_force = {
+            ENCODE_FALLBACK: self.encode_fallback == "local",
+            ENCODE_MIN_TOKENS: self.encode_min_tokens is not None,
+            ENCODE_MIN_ITEMS: self.encode_min_items is not None,
+        }
+        return tuple(spec for spec, set_ in in_force.items() if set_)
 
     @property
     def max_kept_bytes(self) -> int:
@@ -288,6 +322,15 @@ class Settings(BaseModel):
             raise refusal(
                 ADAPTIVE_DEFAULT,
                 f"means nothing with fixed slots; leave it out, or use {USE_BLOCK_ALLOCATOR.label}",
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _who_encodes_has_a_tower(self) -> Self:
+        if not self.local_vision and self.engine_encodes:
+            raise refusal(
+                LOCAL_VISION,
+                f"without it, the engine cannot encode: leave {self.engine_encodes[0].label} out",
             )
         return self
 

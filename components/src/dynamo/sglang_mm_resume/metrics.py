@@ -163,6 +163,14 @@ CATALOGUE: Final = (
         "counter", "encode_retries", PROCESSOR, "items", "Pictures sent to a second encode worker."
     ),
     Metric("counter", "items", PROCESSOR, "items", "Pictures handed over."),
+    Metric(
+        "counter",
+        "items_local",
+        PROCESSOR,
+        "items",
+        "Pictures that were small enough for the engine to encode them (`--encode-min-tokens`, "
+        "`--encode-min-items`).",
+    ),
     Metric("counter", "rounds", PROCESSOR, "rounds", "Grants that pictures handed over took."),
     Metric("counter", "bytes", PROCESSOR, "bytes", "Bytes of the embeddings handed over."),
     Metric(

@@ -42,6 +42,7 @@ class Reason(StrEnum):
     UNKNOWN_TRANSFER = "unknown_transfer"  # no live transfer of that name: it was given up
     DUPLICATE = "duplicate"  # a transfer id was used before, or given up before it began
     BAD_REQUEST = "bad_request"  # the media or the prompt is wrong: the client must change it
+    NO_VISION = "no_vision"  # a picture for an engine that has no vision tower
     INTERNAL = "internal"  # a worker failed at its own work: a bug or a lack, seen in its log
     PROTOCOL = "protocol"  # a peer broke the protocol: a bug, not the client's fault
     FAILED = "failed"  # the transfer broke half-way: a fresh one may do better

@@ -32,6 +32,7 @@ from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.hand_off import Destination, HandOff, Item, Peers
 from dynamo.sglang_mm_resume.workers.processor import UNKNOWN_LENGTH
+from dynamo.sglang_mm_resume.workers.sizes import KnownSizes
 from dynamo.sglang_mm_resume.workers.status import Description
 
 #: Seconds for one picture: a large one on a CPU's vision tower takes some.
@@ -77,7 +78,7 @@ class Transfers:
             prefill.answers_ping,
         )
         self._prefill_workers = workers
-        self._hand_off = HandOff(settings, peers, workers)
+        self._hand_off = HandOff(settings, peers, workers, KnownSizes(None))
         self._about = about
 
     async def close(self) -> None:

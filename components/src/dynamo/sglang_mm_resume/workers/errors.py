@@ -22,11 +22,15 @@ from dynamo.sglang_mm_resume.core.errors import (
 )
 
 _CLIENT_MUST_CHANGE = frozenset({Reason.BAD_REQUEST, Reason.TOO_LONG})
+#: What `Reason.NO_VISION` is between workers; no client sees it.
+_NO_VISION = 415
 _TEXT = re.compile(r"^(\w+): (.*)$", re.DOTALL)
 
 
 def to_http(error: ResumeError) -> Exception:
     """Our errors as Dynamo's: 400 with its text, 503, or 500."""
+    if isinstance(error, Refused) and error.reason is Reason.NO_VISION:
+        return HttpError(_NO_VISION, error.message)
     if isinstance(error, Refused) and error.reason in _CLIENT_MUST_CHANGE:
         return InvalidArgument(error.message)
     if isinstance(error, Refused) and error.reason in RETRYABLE:
@@ -58,6 +62,12 @@ def is_unavailable(error: Exception) -> bool:
     """Whether an error of a downstream stream says that its worker cannot serve now (503)."""
     downstream = relayed(error)
     return isinstance(downstream, HttpError) and downstream.code == 503
+
+
+def is_without_vision(error: Exception) -> bool:
+    """Whether an error of a downstream stream says that its engine cannot encode pictures."""
+    downstream = relayed(error)
+    return isinstance(downstream, HttpError) and downstream.code == _NO_VISION
 
 
 def _status_in(text: str) -> HttpError | None:

@@ -66,6 +66,7 @@ from dynamo.sglang_mm_resume.transport.tasks import Background
 from dynamo.sglang_mm_resume.workers.affinity import Affinity
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding, NoneAlive
 from dynamo.sglang_mm_resume.workers.calls import CONTROL_TIMEOUT_S, Workers
+from dynamo.sglang_mm_resume.workers.sizes import KnownSizes
 
 logger = logging.getLogger(__name__)
 
@@ -175,7 +176,13 @@ class HandOffTotals:
 class HandOff:
     """Moves items from encode workers to prefill workers."""
 
-    def __init__(self, settings: Settings, peers: Peers, prefill_workers: LeastOutstanding) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        peers: Peers,
+        prefill_workers: LeastOutstanding,
+        sizes: KnownSizes,
+    ) -> None:
         self.totals = HandOffTotals()
         self.background = Background()
         self._settings = settings
@@ -183,6 +190,7 @@ class HandOff:
         self._prefill_workers = prefill_workers
         self._patience_s = settings.bootstrap_timeout_s + SLACK_S
         self._affinity = Affinity()
+        self._sizes = sizes
         self._encode = Workers("encode", peers.encode, peers.encode_transfer, settings)
         # By `generate`: a worker that drains leaves that first, and stays reachable for control.
         self._encode_workers = LeastOutstanding(
@@ -337,6 +345,7 @@ class HandOff:
         if isinstance(event, Sent):
             return item.handshake.sent(event)
         item.sized = event
+        self._sizes.remember(item.media, event)
         budget.add(event.total_tokens)
         return item.handshake.sized(event)
 

@@ -252,13 +252,15 @@ class _FromTransfers(ByReference):
         assembler: Assembler,
         media: MediaLoader,
         max_local: int,
+        has_tower: bool,
         **kwargs: Any,
     ) -> None:
-        """`max_local`: pictures loaded here at the same time, for want of an encode worker."""
+        """`max_local`: pictures loaded here at the same time, for the engine's own tower."""
         super().__init__(*args, **kwargs)
         self._assembler = assembler
         self._media = media
         self._max_local = max_local
+        self._has_tower = has_tower
         self._local = 0
 
     @asynccontextmanager
@@ -293,6 +295,12 @@ class _FromTransfers(ByReference):
 
     async def _load(self, local: list[Media]) -> Sequence[Offer]:
         """Pictures for the engine's own tower. One after the other: this is not the rule."""
+        if local and not self._has_tower:
+            raise Refused(
+                Reason.NO_VISION,
+                "this engine has no vision tower (--no-local-vision): send embeddings, or start "
+                "the prefill worker without that flag",
+            )
         if self._local > self._max_local:
             raise Refused(
                 Reason.OVERLOADED,
@@ -352,6 +360,7 @@ def prefill_status(
         "pool": asdict(receiver.pool.stats()),
         "transfers": {k: v.value for k, v in receiver.live.items()},
         "progress": {k: asdict(v) for k, v in receiver.progress(time.monotonic()).items()},
+        "local_vision": settings.local_vision,
         "default_blocks": receiver.pool.default_blocks,
         "waiting": receiver.num_waiting,
         "peak_transfers": receiver.peak_transfers,

@@ -11,7 +11,7 @@ import asyncio
 import itertools
 import logging
 from collections import Counter
-from collections.abc import AsyncGenerator, Collection
+from collections.abc import AsyncGenerator, Collection, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -25,11 +25,17 @@ from dynamo.sglang_mm_resume.core.errors import Reason, Refused, ResumeError, Tr
 from dynamo.sglang_mm_resume.core.histogram import SECONDS, Histogram
 from dynamo.sglang_mm_resume.core.messages import Media, Refusal
 from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable, ProbeTotals
+from dynamo.sglang_mm_resume.workers.adaptive import AdaptiveEncode, NoLocalVision
 from dynamo.sglang_mm_resume.workers.answer import Answer
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.disagg import PrefillDecode
-from dynamo.sglang_mm_resume.workers.errors import is_unavailable, relayed, to_http
+from dynamo.sglang_mm_resume.workers.errors import (
+    is_unavailable,
+    is_without_vision,
+    relayed,
+    to_http,
+)
 from dynamo.sglang_mm_resume.workers.hand_off import (
     SLACK_S,
     Destination,
@@ -49,6 +55,7 @@ from dynamo.sglang_mm_resume.workers.request import (
     warm_up_request,
     without_media,
 )
+from dynamo.sglang_mm_resume.workers.sizes import ImageRule, KnownSizes
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +89,7 @@ class ProcessorTotals:
     prefill_retries: int = 0
     answers_continued: int = 0
     encode_fallbacks: int = 0
+    items_local: int = 0
     errors: Counter[str] = field(default_factory=Counter)
     first_token_seconds: dict[str, Histogram] = field(
         default_factory=lambda: {media: Histogram(SECONDS) for media in ("yes", "no")}
@@ -98,6 +106,7 @@ class Processor:
         image_token_id: int,
         prefill_decode: PrefillDecode | None = None,
         media_tokens: Collection[int] = (),
+        image_rule: ImageRule | None = None,
     ) -> None:
         """`media_tokens`: all ids that stand for media in a prompt, that of images among them."""
         self.totals = ProcessorTotals()
@@ -119,7 +128,9 @@ class Processor:
             settings.bootstrap_timeout_s,
             self._prefill.answers_ping,
         )
-        self._hand_off = HandOff(settings, peers, self._prefill_workers)
+        sizes = KnownSizes(image_rule)
+        self._adaptive = AdaptiveEncode(settings, sizes, peers.prefill_transfer)
+        self._hand_off = HandOff(settings, peers, self._prefill_workers, sizes)
         self._live = 0
 
     async def generate(
@@ -223,7 +234,8 @@ class Processor:
         if self._prefill_decode is not None:
             self._prefill_decode.check(request)
         media = media_of(request, self._image_token_id, self._settings.max_media_items)
-        if media:
+        small = route == ANY_ROUTE and await self._adaptive.is_small(media)
+        if media and not small:
             self._hand_off.require_room()
         answer = Answer(request, self._media_tokens)
         tried: set[int] = set()
@@ -232,7 +244,9 @@ class Processor:
                 tried.add(prefill)
                 part = answer.next_part()
                 try:
-                    async for chunk in self._attempt(part, media, prefill, context, route):
+                    here = small and self._adaptive.can_encode(prefill)
+                    attempt = self._locally if here else self._attempt
+                    async for chunk in attempt(part, media, prefill, context, route):
                         yield answer.add(chunk)
                     return
                 except PrefillFailed as error:
@@ -261,6 +275,21 @@ class Processor:
             error,
         )
         self.totals.answers_continued += 1
+
+    async def _locally(
+        self, request: dict[str, Any], media: list[Media], prefill: int, context: Any, route: Route
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """The engine encodes the media itself. Raises as `_attempt` does."""
+        try:
+            forwarded = without_media(request) | _for_engine(media)
+            async for chunk in self._relay(forwarded, prefill, context):
+                yield chunk
+        except NoLocalVision:
+            self._adaptive.cannot_encode(prefill)
+            async for chunk in self._attempt(request, media, prefill, context, route):
+                yield chunk
+        else:
+            self.totals.items_local += len(media)
 
     async def _attempt(
         self, request: dict[str, Any], media: list[Media], prefill: int, context: Any, route: Route
@@ -294,9 +323,9 @@ class Processor:
             logger.warning("request %s is encoded by the engine: %s", context.id(), error)
             self.totals.encode_fallbacks += 1
             self._hand_off.give_back(items, prefill)
-            media = [item.media.model_dump() for item in items]
+            local = _for_engine(item.media for item in items)
             items.clear()  # nothing of them is left to give back
-            return {LOCAL_MEDIA_KEY: media}
+            return local
         return {TRANSFERS_KEY: [item.received.model_dump() for item in items]}
 
     async def _relay(
@@ -319,7 +348,7 @@ class Processor:
                 self._prefill_workers.suspect(prefill)
             if context.is_stopped():
                 raise RequestStopped from error
-            raise _of_prefill(error) from error
+            raise _of_prefill(error, prefill) from error
         finally:
             first_token.abandon()
         if unfinished and not context.is_stopped():
@@ -335,8 +364,15 @@ class Processor:
             yield chunk
 
 
-def _of_prefill(error: Exception) -> Exception:
+def _for_engine(media: Iterable[Media]) -> dict[str, Any]:
+    """What the prefill worker must know of media that its engine is to encode."""
+    return {LOCAL_MEDIA_KEY: [item.model_dump() for item in media]}
+
+
+def _of_prefill(error: Exception, prefill: int) -> Exception:
     """503 says that the worker cannot serve now; all else would be the same elsewhere."""
+    if is_without_vision(error):
+        return NoLocalVision(prefill)
     if isinstance(error, TransferFailed):
         return PrefillFailed(error)
     if isinstance(error, ResumeError):

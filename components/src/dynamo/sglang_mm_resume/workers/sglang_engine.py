@@ -11,6 +11,7 @@ tests/workers/test_upstream_names.py.
 """
 
 import math
+import os
 import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -18,14 +19,17 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import torch
+from dynamo.sglang._compat import get_sglang_model_config
 from dynamo.sglang.request_handlers import PrefillWorkerHandler
 from dynamo.sglang.request_handlers.llm.decode_handler import _raise_if_sglang_error
 from PIL import Image
 from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
 from sglang.srt.managers.schedule_batch import Modality
 
+from dynamo.sglang_mm_resume import sglang_no_tower
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
 
+EXTERNAL_MODELS: Final = "SGLANG_EXTERNAL_MODEL_PACKAGE"
 SCHEME: Final = "mm-resume:"
 
 #: Patches that one row stands for at most; four in Qwen-VL's models.
@@ -121,6 +125,24 @@ def _require_plausible(embedding: Embedding) -> None:
     patches, tokens = math.prod(embedding.grid), len(embedding.rows)
     if not tokens <= patches <= MAX_PATCHES_PER_TOKEN * tokens:
         raise ProtocolError(f"{tokens} embedding rows cannot have the grid {embedding.grid}")
+
+
+def leave_tower_out(server_args: Any) -> None:
+    """Have the engine that is started with these arguments leave its vision tower out.
+
+    Raises `ValueError` where its model cannot.
+    """
+    (architecture, *_) = get_sglang_model_config(server_args).hf_config.architectures
+    if architecture not in sglang_no_tower.ARCHITECTURES:
+        raise ValueError(
+            f"--no-local-vision: {architecture} cannot be started without its vision tower, only "
+            f"{', '.join(sglang_no_tower.ARCHITECTURES)} can: leave the flag out"
+        )
+    if os.environ.setdefault(EXTERNAL_MODELS, sglang_no_tower.__name__) != sglang_no_tower.__name__:
+        raise ValueError(
+            f"--no-local-vision: {EXTERNAL_MODELS} has another use already: unset it, or leave the "
+            "flag out"
+        )
 
 
 def num_requests(engine: Any) -> int:

@@ -49,14 +49,20 @@ async def run_engine(
     component: str,
     modes: set[DisaggregationMode],
     serve: Callable[[EngineProcess], Awaitable[None]],
+    prepare: Callable[[Any], None] | None = None,
 ) -> None:
-    """Start the engine and `serve` it until a signal ends that."""
+    """Start the engine and `serve` it until a signal ends that.
+
+    `prepare` gets SGLang's arguments before, and may raise `ValueError` for them.
+    """
     with argument_errors():
         config = await parse_args(arguments)
         if config.serving_mode not in modes:
             raise ValueError(
                 f"--disaggregation-mode: {config.serving_mode.value!r} is none of this worker's"
             )
+        if prepare is not None:
+            prepare(config.server_args)
     # Our handlers serve all that the text path does; this flag would withhold half of it.
     config.dynamo_args.enable_multimodal = False
     config.dynamo_args.component = component

@@ -49,7 +49,8 @@ COMPONENT = "prefill"
 _ENGINE_ARGS: Final = (
     "--enable-multimodal",
     # Without it, an engine that gets embeddings of one request and pictures of another in the same
-    # batch (--encode-fallback local) raises NotImplementedError in its scheduler, and is gone.
+    # batch (--encode-fallback local, --encode-min-*) raises NotImplementedError in its scheduler,
+    # and is gone.
     "--enable-adaptive-dispatch-to-encoder",
 )
 
@@ -57,7 +58,8 @@ _ENGINE_ARGS: Final = (
 async def worker(settings: Settings, rest: list[str]) -> None:
     """Run until a signal ends it."""
     modes = {DisaggregationMode.AGGREGATED, DisaggregationMode.PREFILL}
-    await run_engine(settings, [*_ENGINE_ARGS, *rest], COMPONENT, modes, _serve)
+    prepare = None if settings.local_vision else sglang_engine.leave_tower_out
+    await run_engine(settings, [*_ENGINE_ARGS, *rest], COMPONENT, modes, _serve, prepare)
 
 
 async def _serve(process: EngineProcess) -> None:
@@ -121,6 +123,7 @@ async def _serve(process: EngineProcess) -> None:
         embeddings=embeddings,
         media=MediaLoader(threads, layout.fingerprint, settings.bootstrap_timeout_s / 2),
         max_local=settings.max_encodes,
+        has_tower=settings.local_vision,
         admission=admission,
         refusals=transfers.refusals,
     )

@@ -20,7 +20,7 @@ from dynamo.llm import ModelInput, ModelRuntimeConfig, WorkerType, fetch_model, 
 from dynamo.runtime import Context
 
 from dynamo.sglang_mm_resume import tracing
-from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.config import ENCODE_MIN_ITEMS, ENCODE_MIN_TOKENS, Settings
 from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT, PrefillDecode
@@ -33,6 +33,7 @@ from dynamo.sglang_mm_resume.workers.lifecycle import (
 )
 from dynamo.sglang_mm_resume.workers.presence import Presence
 from dynamo.sglang_mm_resume.workers.processor import Peers, Processor
+from dynamo.sglang_mm_resume.workers.sizes import ImageRule
 from dynamo.sglang_mm_resume.workers.status import STATUS_ENDPOINT, answering, described
 
 logger = logging.getLogger(__name__)
@@ -94,6 +95,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     config = ProcessorConfig.from_cli_args(build_parser().parse_args(rest))
     with argument_errors():
         config.validate()
+        _require_possible(settings, config)
     image_token_id = await _image_token_id(config.model_path)
     runtime, loop = runtime_of(config)
     endpoints: list[Any] = []
@@ -109,7 +111,8 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     decode = await _decode_workers(settings, runtime, namespace) if config.decode_workers else None
     together = _together(settings, peers, decode)
     media_tokens = await _media_tokens(config.model_path)
-    processor = Processor(settings, peers, image_token_id, together, media_tokens)
+    image_rule = _image_rule(settings, await _folder(config.model_path))
+    processor = Processor(settings, peers, image_token_id, together, media_tokens, image_rule)
     status = described(presence.counted(processor.status), namespace)
     serve_status(runtime, status)
     publish_metrics(generate, status, name, f"{namespace}.{COMPONENT}")
@@ -197,6 +200,26 @@ def _together(settings: Settings, peers: Peers, decode: Workers | None) -> Prefi
     return PrefillDecode(settings, prefill, decode)
 
 
+def _require_possible(settings: Settings, config: ProcessorConfig) -> None:
+    """Raises `ValueError` for settings that this graph cannot follow."""
+    for spec in (ENCODE_MIN_TOKENS, ENCODE_MIN_ITEMS):
+        if config.decode_workers and spec in settings.engine_encodes:
+            raise ValueError(
+                f"{spec.label}: a decode worker must know the sizes of pictures, which encode "
+                "workers name: leave it out, or leave out --decode-workers"
+            )
+
+
+def _image_rule(settings: Settings, folder: Path) -> ImageRule | None:
+    rule = ImageRule.of_model(folder)
+    if settings.encode_min_tokens is not None and rule is None:
+        raise SystemExit(
+            f"error: {ENCODE_MIN_TOKENS.label}: the options of this model's image processor do not "
+            f"say how many tokens a picture has: use {ENCODE_MIN_ITEMS.flag} instead"
+        )
+    return rule
+
+
 async def _image_token_id(model_path: str) -> int:
     """The id of one picture's placeholder, from the model's own config.json."""
     config = await _model_config(model_path)
@@ -217,11 +240,14 @@ async def _media_tokens(model_path: str) -> set[int]:
 
 
 async def _model_config(model_path: str) -> dict[str, Any]:
-    folder = Path(model_path)
-    if not folder.is_dir():
-        folder = Path(await fetch_model(model_path, ignore_weights=True))
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+    config: dict[str, Any] = json.loads((await _folder(model_path) / "config.json").read_text())
     return config
+
+
+async def _folder(model_path: str) -> Path:
+    """Of the model's files; its weights may be missing."""
+    folder = Path(model_path)
+    return folder if folder.is_dir() else Path(await fetch_model(model_path, ignore_weights=True))
 
 
 def _runtime_config(config: ProcessorConfig) -> ModelRuntimeConfig:

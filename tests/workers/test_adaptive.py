@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which requests are small, and which prefill workers can encode them."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+
+from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.core.messages import Media, Sized
+from dynamo.sglang_mm_resume.workers.adaptive import AdaptiveEncode
+from dynamo.sglang_mm_resume.workers.sizes import KnownSizes
+
+
+def policy(
+    min_tokens: int | None, min_items: int | None, ids: tuple[int, ...] = ()
+) -> AdaptiveEncode:
+    """Knows pictures by the number of their tokens."""
+    known = KnownSizes(None)
+    for tokens in range(1, 30):
+        sized = Sized(total_tokens=tokens, grid=(1, 4, tokens), content_hash="0" * 16)
+        known.remember(picture(tokens), sized)
+    settings = Settings(encode_min_tokens=min_tokens, encode_min_items=min_items)
+    return AdaptiveEncode(settings, known, SimpleNamespace(instance_ids=lambda: list(ids)))
+
+
+def picture(tokens: int) -> Media:
+    return Media(modality="image", url=f"http://a/{tokens}")
+
+
+@pytest.mark.parametrize(
+    ("min_tokens", "min_items", "tokens", "small"),
+    [
+        (None, None, [1], False),
+        (10, None, [], False),
+        (10, None, [9], True),
+        (10, None, [10], False),
+        (10, None, [4, 5], True),
+        (10, None, [4, 6], False),
+        (10, None, [1, 99], False),  # nobody knows the second
+        (None, 2, [20], True),
+        (None, 2, [99], True),
+        (None, 2, [1, 1], False),
+        (10, 2, [9], True),
+        (10, 2, [10], False),
+        (10, 2, [1, 1], False),
+    ],
+)
+async def test_small_is_below_every_limit_that_is_set(
+    min_tokens: int | None, min_items: int | None, tokens: list[int], small: bool
+) -> None:
+    media = [picture(count) for count in tokens]
+    assert await policy(min_tokens, min_items).is_small(media) is small
+
+
+def test_a_worker_that_has_refused_is_not_asked_again() -> None:
+    adaptive = policy(10, None, ids=(1, 2))
+    assert adaptive.can_encode(1)
+    adaptive.cannot_encode(1)
+    assert [adaptive.can_encode(worker) for worker in (1, 2)] == [False, True]
+
+
+def test_workers_that_have_left_are_forgotten() -> None:
+    ids = [1]
+    adaptive = policy(10, None)
+    adaptive._prefill = SimpleNamespace(instance_ids=lambda: ids)  # type: ignore[assignment]
+    adaptive.cannot_encode(1)
+    ids[:] = [2]
+    adaptive.cannot_encode(2)
+    assert adaptive._blind == {2}
