@@ -15,6 +15,7 @@ from __future__ import annotations
 import atexit
 import glob
 import http.client
+import json
 import os
 import random
 import secrets
@@ -113,6 +114,8 @@ class StackConfig:
     """Role, or name of one process, to what is added to its environment alone."""
     log_dir: Path | None = None
     """One log file per process. None: a temporary folder, removed unless something failed."""
+    kv_events: bool = False
+    """Prefill workers tell routers which KV they have (SGLang's `--kv-events-config`)."""
     http_port: int = 0
     """Port of the frontend; 0 takes a free one."""
 
@@ -351,10 +354,11 @@ class LocalStack:
 
 @dataclass(frozen=True)
 class _Ports:
-    """Of one process: its HTTP server, and where the ranks of an engine meet."""
+    """Of one process: its HTTP server, where the ranks of an engine meet, and its KV events."""
 
     server: int
     engine: int
+    kv_events: int
 
 
 @dataclass(frozen=True)
@@ -374,8 +378,8 @@ def _specs(config: StackConfig, discovery: Path) -> list[_Spec]:
     names += [f"encode-{i}" for i in range(config.num_encode)]
     names += [f"prefill-{i}" for i in range(config.num_prefill)]
     names += [f"decode-{i}" for i in range(config.num_decode)]
-    free = iter(free_ports(2 * len(names)))
-    ports = {name: _Ports(next(free), next(free)) for name in names}
+    free = iter(free_ports(3 * len(names)))
+    ports = {name: _Ports(next(free), next(free), next(free)) for name in names}
     if config.http_port:
         ports["frontend"] = replace(ports["frontend"], server=config.http_port)
     on_cpu = not _has_accelerator()
@@ -424,6 +428,10 @@ def _arguments(config: StackConfig, role: str, ports: _Ports, on_cpu: bool) -> l
         args += _CPU_DECODE_ARGS if on_cpu else ()
         return [*args, *config.decode_args]
     args += ["--disaggregation-mode", "prefill"] if config.num_decode else []
+    if config.kv_events:
+        # SGLang listens only if there is a wildcard; elsewhere it would connect, like its reader.
+        events = {"publisher": "zmq", "endpoint": f"tcp://*:{ports.kv_events}"}
+        args += ["--kv-events-config", json.dumps(events)]
     return [*args, *config.prefill_args]
 
 
