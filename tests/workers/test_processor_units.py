@@ -20,7 +20,7 @@ from dynamo.sglang_mm_resume.core.errors import (
     ResumeError,
     TransferFailed,
 )
-from dynamo.sglang_mm_resume.workers.errors import relayed, to_http
+from dynamo.sglang_mm_resume.workers.errors import is_without_vision, relayed, to_http
 from dynamo.sglang_mm_resume.workers.request import media_of, without_media
 from dynamo.sglang_mm_resume.workers.sglang_encoder import max_image_tokens
 
@@ -145,8 +145,17 @@ def test_our_own_fault_is_no_fault_of_the_client(error: ResumeError) -> None:
     assert type(to_http(error)) is RuntimeError
 
 
+def test_an_engine_without_a_tower_is_told_from_all_else() -> None:
+    error = to_http(Refused(Reason.NO_VISION, "no tower"))
+    arrived = ValueError('UnsupportedMedia: {"message": "no tower", "code": 415}')
+    assert [is_without_vision(e) for e in (error, arrived)] == [True, True]
+    others = [to_http(Refused(reason, "x")) for reason in set(Reason) - {Reason.NO_VISION}]
+    assert not any(is_without_vision(other) for other in others)
+
+
 def test_every_reason_has_a_status() -> None:
-    kinds = Counter(type(to_http(Refused(reason, "x"))) for reason in Reason)
+    reasons = set(Reason) - {Reason.NO_VISION}
+    kinds = Counter(type(to_http(Refused(reason, "x"))) for reason in reasons)
     assert kinds == {InvalidArgument: 2, HttpError: len(RETRYABLE), RuntimeError: len(OURS)}
 
 
