@@ -132,6 +132,50 @@ def test_another_version_is_refused_naming_both(
 
 
 @every_message
+def test_the_version_before_is_understood_and_answered_in(
+    message: m.Message, adapter: TypeAdapter[Any]
+) -> None:
+    before = PROTOCOL_VERSION - 1
+    payload = travelled(m.dump(message, before))
+    assert m.version_of(payload) == payload["v"] == before
+    parsed = m.parse(adapter, payload)
+    assert parsed.v == before
+    if isinstance(message, m.Hello | m.Welcome):
+        assert parsed.layout == message.layout.spoken_in(before)
+
+
+@pytest.mark.parametrize("version", [PROTOCOL_VERSION + 1, 1, None, "2", [2], {}])
+def test_a_version_that_is_not_spoken_is_answered_in_ours(version: object) -> None:
+    assert m.version_of({"op": "ping", "v": version}) == PROTOCOL_VERSION
+
+
+def test_only_a_refusal_of_our_version_is_to_be_said_again() -> None:
+    refused = m.Refusal(reason=Reason.VERSION, message="no")
+    assert m.version_to_repeat_in(refused.model_copy(update={"v": 2})) == 2
+    assert m.version_to_repeat_in(refused) is None
+    assert m.version_to_repeat_in(m.Refusal(reason=Reason.LAYOUT, message="no", v=2)) is None
+    assert m.version_to_repeat_in(m.Done(v=2)) is None
+
+
+def test_a_picture_has_nothing_that_version_2_would_not_know() -> None:
+    sized = m.Sized(total_tokens=4, grid=(1, 4, 4), content_hash="0" * 16)
+    assert set(m.dump(sized, 2)) == {"op", "v", "total_tokens", "grid", "content_hash"}
+    received = m.Received.of("transfer", "image", sized).model_dump()
+    assert set(received) == {"transfer_id", "modality", "total_tokens", "grid", "content_hash"}
+
+
+def test_a_video_is_refused_for_a_worker_of_version_2_by_name() -> None:
+    video, image = (m.Media(modality=kind, url="x") for kind in ("video", "image"))
+    m.require_known(video, m.VIDEO_VERSION, "encode worker 7")
+    m.require_known(image, 2, "encode worker 7")
+    with pytest.raises(
+        Refused, match=r"encode worker 7 speaks protocol version 2.*videos"
+    ) as refused:
+        m.require_known(video, 2, "encode worker 7")
+    assert refused.value.reason is Reason.VERSION
+
+
+@every_message
 def test_messages_cannot_be_changed(message: m.Message, adapter: TypeAdapter[Any]) -> None:
     with pytest.raises(ValidationError, match="frozen"):
         message.v = 2

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from dynamo.sglang_mm_resume.core.errors import IllegalEvent, ProtocolError, TransferFailed
+from dynamo.sglang_mm_resume.core.layout import PROTOCOL_VERSION
 from dynamo.sglang_mm_resume.core.messages import Chunk, Grant
 from dynamo.sglang_mm_resume.core.sender import Sender
 from dynamo.sglang_mm_resume.core.transitions import Sending
@@ -76,6 +77,16 @@ def test_the_notice_says_what_the_chunk_is() -> None:
         "total_tokens": 7,
         "checksum": 2**32 - 1,
     }
+
+
+@pytest.mark.parametrize(
+    ("receiver", "spoken"),
+    [(PROTOCOL_VERSION - 1, PROTOCOL_VERSION - 1), (PROTOCOL_VERSION + 1, PROTOCOL_VERSION)],
+    ids=["older", "newer"],
+)
+def test_a_notice_is_in_the_version_of_its_receiver(receiver: int, spoken: int) -> None:
+    sender = a_sender(total_tokens=7, v=receiver)
+    assert sender.notice(post(sender)).v == spoken
 
 
 def test_no_notice_before_the_length_is_known() -> None:

@@ -92,16 +92,23 @@ def test_a_field_that_differs_fails_and_names_values_and_workers(
 
 
 def test_another_protocol_version_fails_whatever_its_layout_has() -> None:
-    other = worker("encode", 7, protocol_version=PROTOCOL_VERSION + 1, layout={"something": "else"})
+    other = worker("encode", 7, protocol_version=PROTOCOL_VERSION + 2, layout={"something": "else"})
     results = found(*WHOLE, other)
     assert results["protocol version"].outcome is Outcome.FAIL
-    assert f"{PROTOCOL_VERSION + 1} on encode 7" in results["protocol version"].text
+    assert f"{PROTOCOL_VERSION + 2} on encode 7" in results["protocol version"].text
     assert results["width"].outcome is Outcome.OK  # that is not what is wrong
 
 
 def test_a_processor_of_another_protocol_version_fails_too() -> None:
-    other = worker("processor", 7, protocol_version=PROTOCOL_VERSION + 1)
+    other = worker("processor", 7, protocol_version=PROTOCOL_VERSION + 2)
     assert found(*WHOLE, other)["protocol version"].outcome is Outcome.FAIL
+
+
+def test_the_release_before_is_understood_and_warned_of() -> None:
+    other = worker("encode", 7, protocol_version=PROTOCOL_VERSION - 1)
+    result = found(*WHOLE, other)["protocol version"]
+    assert result.outcome is Outcome.WARN
+    assert f"{PROTOCOL_VERSION - 1} on encode 7" in result.text
 
 
 def test_other_releases_are_warned_of() -> None:

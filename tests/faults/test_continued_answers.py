@@ -4,22 +4,19 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 
-import httpx
-import psutil
 import pytest
 
-from examples.local_stack import LocalStack, free_ports
+from examples.local_stack import LocalStack
+from tests.support.another_processor import another_processor
 from tests.support.client import Answer, ask, data_url
 from tests.support.deployments import COMPATIBILITY, MODEL_NAME, READY_DEADLINE_S
 from tests.support.exact import LOGPROB_TOLERANCE, assert_exact, logprobs_of
 from tests.support.oracle import Oracle, OracleAnswer
 from tests.support.pictures import patchwork
-from tests.support.worker_status import Status, get, status, status_at, status_of, wait_until
+from tests.support.worker_status import Status, status, status_at, status_of, wait_until
 
 DEPLOYMENT = COMPATIBILITY
 
@@ -79,7 +76,7 @@ def test_a_killed_processor(
     """Dynamo's frontend asks another one (`--migration-limit`), for which the prompt ends with what
     was answered: that is what `usage` then has as the prompt.
     """
-    with _second_processor(stack) as (second, second_url):
+    with another_processor(stack) as (second, second_url):
         answering = _streams(stack, threads, [stack.worker_urls["processor"], second_url])
         if status_at(second_url)["requests"]:
             second.kill()
@@ -127,27 +124,3 @@ def _continued(stack: LocalStack) -> int:
 
 def _first_tokens(state: Status) -> int:
     return sum(state["totals"]["first_token_seconds"]["yes"]["counts"])
-
-
-@contextmanager
-def _second_processor(stack: LocalStack) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
-    """A process like the first one, and its system server."""
-    (first,) = [psutil.Process(p.pid) for p in stack.processes if p.name == "processor"]
-    (port,) = free_ports(1)
-    url = f"http://127.0.0.1:{port}"
-    environment = first.environ() | {"DYN_SYSTEM_PORT": str(port)}
-    with (stack.log_dir / "processor-1.log").open("wb") as log:
-        process = subprocess.Popen(first.cmdline(), env=environment, stdout=log, stderr=log)
-    try:
-        assert wait_until(lambda: _is_healthy(url), READY_DEADLINE_S)
-        yield process, url
-    finally:
-        process.terminate()
-        process.wait(SEEN_DEADLINE_S)
-
-
-def _is_healthy(url: str) -> bool:
-    try:
-        return get(f"{url}/health").is_success
-    except httpx.TransportError:
-        return False

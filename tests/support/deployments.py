@@ -158,6 +158,7 @@ MANY_IMAGES = Deployment(
 """Hundreds of pictures in one request, which the engine has room for 16,384 tokens of."""
 
 ENTRY_POINT = "dynamo.sglang_mm_resume"
+PREVIOUS_RELEASE = "tests.support.previous_release"
 _BLOCKS = {"SGLANG_EMBEDDING_CACHE_BUFFER_SIZE": "4"}
 _SLOTS = {
     "SGLANG_USE_BLOCK_ALLOCATOR": "false",
@@ -178,14 +179,20 @@ COMPATIBILITY = Deployment(
         "prefill": {MODE_ENV: "language"},
         "encode-0": _BLOCKS,
         "encode-1": _SLOTS,
+        "encode-2": {"SGLANG_MULTIMODAL_BLOCK_SIZE": "32"},
         "prefill-0": _BLOCKS,
         "prefill-1": _SLOTS,
     },
-    modules=tuple((role, ENTRY_POINT) for role in ("processor", "encode", "prefill")),
-    num_encode=2,
+    modules=(
+        *((role, ENTRY_POINT) for role in ("processor", "encode", "prefill")),
+        *((name, PREVIOUS_RELEASE) for name in ("encode-1", "prefill-1")),
+    ),
+    num_encode=3,
     num_prefill=2,
 )
-"""Started by the one entry point; no two workers of a role are alike."""
+"""Started by the one entry point. No two workers of a role are alike: those with number 1 are of
+the release before and have slots instead of blocks, and one encode worker fits no other.
+"""
 
 
 class Keeper:

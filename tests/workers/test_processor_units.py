@@ -134,7 +134,7 @@ def test_failed_transfer_is_503() -> None:
     assert error.code == 503
 
 
-OURS = [Reason.VERSION, Reason.LAYOUT, Reason.PROTOCOL, Reason.INTERNAL]
+OURS = [Reason.LAYOUT, Reason.PROTOCOL, Reason.INTERNAL]
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from dynamo.llm.exceptions import InvalidArgument
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.errors import Reason
+from dynamo.sglang_mm_resume.core.layout import PROTOCOL_VERSION
 from dynamo.sglang_mm_resume.core.messages import Done, Refusal, Sent, Sized, dump
 from dynamo.sglang_mm_resume.workers.hand_off import Peers
 from dynamo.sglang_mm_resume.workers.processor import MAX_PARTS, Processor
@@ -275,6 +276,60 @@ async def test_an_answer_that_nobody_else_could_continue_ends(fields: dict[str, 
         await graph.ask(**fields)
     assert error.value.code == 503
     assert len(graph.prefill.calls) == 1
+
+
+# --- Workers of the release before ---
+
+BEFORE = PROTOCOL_VERSION - 1
+
+
+def of_release_before(answers: Answers) -> Answers:
+    """A worker that refuses what is not of its version, and says so in that."""
+
+    async def answer(request: dict[str, Any]) -> AsyncIterator[Any]:
+        if request["v"] != BEFORE:
+            refusal = Refusal(reason=Reason.VERSION, message=f"this worker speaks {BEFORE}")
+            yield dump(refusal, BEFORE)
+            return
+        async for payload in answers(request):
+            yield {**payload, "v": BEFORE}
+
+    return answer
+
+
+@pytest.mark.parametrize("role", ["encode", "prefill"])
+async def test_workers_of_the_release_before_are_spoken_to_in_their_version(role: str) -> None:
+    if role == "encode":
+        graph = Graph(encode=FakePeer(ENCODE, of_release_before(_encode)))
+        asked = graph.encode
+    else:
+        graph = Graph(control=FakePeer(PREFILL, of_release_before(_control)))
+        asked = graph.control
+    assert (await graph.ask())[-1]["finish_reason"] == "stop"
+    assert [request["v"] for _, request in asked.calls] == [PROTOCOL_VERSION, BEFORE]
+    assert graph.processor.totals.prefill_retries == 0
+    assert graph.processor.status()["totals"]["encode_retries"] == 0
+    await graph.finish()
+
+
+async def test_who_refuses_its_own_version_is_asked_no_more() -> None:
+    async def refuse(request: dict[str, Any]) -> AsyncIterator[Any]:
+        yield dump(Refusal(reason=Reason.VERSION, message="no"), BEFORE)
+
+    graph = Graph(encode=FakePeer(ENCODE, refuse))
+    with pytest.raises(HttpError) as error:
+        await graph.ask()
+    assert error.value.code == 503
+    assert len(graph.encode.calls) == 2 * len(ENCODE)
+    await graph.finish()
+
+
+async def test_an_encode_worker_that_does_not_fit_costs_no_request() -> None:
+    """Pools of other blocks, say: another one may fit."""
+    graph = Graph(encode=Faulty(ENCODE, _encode, first=refusing(Reason.LAYOUT)))
+    assert (await graph.ask())[-1]["finish_reason"] == "stop"
+    assert sorted(i for i, _ in graph.encode.calls) == ENCODE
+    await graph.finish()
 
 
 # --- Without an encode worker ---

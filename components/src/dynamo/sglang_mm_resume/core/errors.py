@@ -54,6 +54,7 @@ class Reason(StrEnum):
 RETRYABLE = frozenset(
     {
         Reason.OVERLOADED,
+        Reason.VERSION,
         Reason.TIMEOUT,
         Reason.FAILED,
         Reason.CORRUPT,

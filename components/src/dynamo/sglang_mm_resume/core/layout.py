@@ -15,6 +15,9 @@ from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 #: Raised whenever a message or the meaning of a field changes.
 PROTOCOL_VERSION: Final = 3
 
+#: What is understood: this version, and the one before, so that a graph can be updated in service.
+SPOKEN: Final = (PROTOCOL_VERSION - 1, PROTOCOL_VERSION)
+
 #: Blocks of one chunk, at most (R8): a posted write cannot be called back, so posts stay small.
 MAX_CHUNK_BLOCKS: Final = 16
 
@@ -53,6 +56,10 @@ class Layout(BaseModel):
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that `num_tokens` tokens need; the last may be partly filled."""
         return blocks_for(num_tokens, self.block_size)
+
+    def spoken_in(self, version: int) -> "Layout":
+        """The same, as a worker of that protocol version has it."""
+        return self.model_copy(update={"protocol_version": version})
 
     def require_same(self, peer: "Layout", peer_name: str) -> None:
         """Raise `Refused` naming both values of every field that differs (R10)."""

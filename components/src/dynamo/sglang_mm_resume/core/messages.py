@@ -32,6 +32,7 @@ from dynamo.sglang_mm_resume.core.errors import (
 from dynamo.sglang_mm_resume.core.layout import (
     MAX_CHUNK_BLOCKS,
     PROTOCOL_VERSION,
+    SPOKEN,
     Layout,
     blocks_for,
 )
@@ -47,6 +48,8 @@ Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
 #: Characters of a refusal at most: a peer's own words are quoted in it, and may be megabytes.
 MAX_REFUSAL_CHARS: Final = 1000
+#: The first version with videos.
+VIDEO_VERSION: Final = 3
 #: Bytes of a notice at most; a whole one has some 200.
 MAX_NOTICE_BYTES: Final = 1024
 #: Blocks of a pool at most: a writer prepares a list of all of them.
@@ -56,7 +59,7 @@ MAX_VALID_S: Final = 1e9
 
 
 class Message(BaseModel):
-    """Base of all messages. `v` is the protocol version; a peer of another is refused."""
+    """Base of all messages. `v` is the protocol version of who made it."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -302,8 +305,9 @@ class Shape(BaseModel):
     total_tokens: int = Field(gt=0)
     grid: Grid
     content_hash: str = Field(pattern="^[0-9a-f]{16}$")
-    timestamps: tuple[Seconds, ...] = ()
-    second_per_grid: Seconds | None = None
+    # Left out where they say nothing: version 2 does not know them.
+    timestamps: tuple[Seconds, ...] = Field(default=(), exclude_if=lambda value: not value)
+    second_per_grid: Seconds | None = Field(default=None, exclude_if=lambda value: value is None)
 
     @model_validator(mode="after")
     def _a_timestamp_per_step(self) -> Self:
@@ -376,13 +380,36 @@ LOCAL_MEDIA: TypeAdapter[list[Media]] = TypeAdapter(list[Media])
 T = TypeVar("T")
 
 
+def version_of(payload: Any) -> int:
+    """In which version to answer a peer: its own, or ours if we do not speak that."""
+    version = payload.get("v") if isinstance(payload, dict) else None
+    return int(version) if version in SPOKEN else PROTOCOL_VERSION
+
+
+def version_to_repeat_in(answer: Any) -> int | None:
+    """A peer of the release before refuses our version, in its own: that is to be said again."""
+    refused = isinstance(answer, Refusal) and answer.reason is Reason.VERSION
+    return answer.v if refused and answer.v != PROTOCOL_VERSION else None
+
+
+def require_known(media: Media, version: int, who: str) -> None:
+    """Raises `Refused` for media that a peer of that version cannot take."""
+    if media.modality == "video" and version < VIDEO_VERSION:
+        raise Refused(
+            Reason.VERSION,
+            f"{who} speaks protocol version {version}, which has no videos: "
+            "run the same release of this component on all workers",
+        )
+
+
 def parse(adapter: TypeAdapter[T], payload: Any) -> T:
     """Check a peer's dict. Raises `Refused` for another version, `ProtocolError` otherwise."""
     version = payload.get("v", PROTOCOL_VERSION) if isinstance(payload, dict) else PROTOCOL_VERSION
-    if version != PROTOCOL_VERSION:
+    if version not in SPOKEN:
         raise Refused(
             Reason.VERSION,
-            f"the peer speaks protocol version {version!r:.40}, this worker {PROTOCOL_VERSION}: "
+            f"the peer speaks protocol version {version!r:.40}, this worker "
+            f"{' and '.join(map(str, SPOKEN))}: "
             "run the same release of this component on all workers",
         )
     try:
@@ -399,14 +426,20 @@ def parse_notice(payload: bytes) -> ChunkNotice:
         notice = CHUNK_NOTICE.validate_json(payload)
     except ValidationError as error:
         raise ProtocolError(_brief(error)) from error
-    if notice.v != PROTOCOL_VERSION:
-        raise ProtocolError(f"notice of protocol version {notice.v}, expected {PROTOCOL_VERSION}")
+    if notice.v not in SPOKEN:
+        raise ProtocolError(f"notice of protocol version {notice.v}, expected {SPOKEN}")
     return notice
 
 
-def dump(message: Message) -> dict[str, Any]:
-    """The dict that travels; bytes stay bytes (Dynamo's codec is msgpack), enums become text."""
-    fields = message.model_dump()
+def dump(message: Message, version: int = PROTOCOL_VERSION) -> dict[str, Any]:
+    """The dict that travels; bytes stay bytes (Dynamo's codec is msgpack), enums become text.
+
+    `version` is one that the peer speaks. What is nested keeps that of its maker: the notices of a
+    grant's chunks are for its receiver.
+    """
+    fields = message.model_dump() | {"v": version}
+    if isinstance(message, Hello | Welcome):
+        fields["layout"]["protocol_version"] = version
     return {k: v.value if isinstance(v, Reason) else v for k, v in fields.items()}
 
 

@@ -10,6 +10,7 @@ from collections import deque
 from dataclasses import dataclass
 
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
+from dynamo.sglang_mm_resume.core.layout import PROTOCOL_VERSION
 from dynamo.sglang_mm_resume.core.messages import Chunk, ChunkNotice, Grant, chunks_of
 from dynamo.sglang_mm_resume.core.progress import Progress
 from dynamo.sglang_mm_resume.core.transitions import SENDING, Sending, SendingEvent, step
@@ -84,6 +85,7 @@ class Sender:
         if self.total_tokens is None:
             raise ProtocolError("a chunk before the length is known")
         return ChunkNotice(
+            v=min(self._open[chunk.generation].grant.v, PROTOCOL_VERSION),
             transfer_id=self.transfer_id,
             generation=chunk.generation,
             chunk=chunk.index,

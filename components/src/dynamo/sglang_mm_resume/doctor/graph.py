@@ -21,7 +21,7 @@ from pydantic import ValidationError
 
 from dynamo.sglang_mm_resume.config import BLOCK_SIZE
 from dynamo.sglang_mm_resume.core.errors import ResumeError
-from dynamo.sglang_mm_resume.doctor.report import Result, fail, ok, skip, warn
+from dynamo.sglang_mm_resume.doctor.report import Outcome, Result, fail, ok, skip, warn
 from dynamo.sglang_mm_resume.transport.rpc import Client
 from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT
 from dynamo.sglang_mm_resume.workers.status import STATUS_ENDPOINT, Description
@@ -266,7 +266,13 @@ def protocol(graph: Graph) -> Result:
     workers = graph.of(*COMPONENTS)
     values = _by_value((w, w.description.protocol_version) for w in workers if w.description)
     action = "run the same release of this component on all workers"
-    return _compared("protocol version", values, action)
+    result = _compared("protocol version", values, action)
+    versions = {worker.description.protocol_version for worker in workers if worker.description}
+    if result.outcome is Outcome.FAIL and max(versions) - min(versions) == 1:
+        return warn(
+            result.name, result.text, action, **result.figures
+        )  # they understand each other
+    return result
 
 
 def layout(graph: Graph, field: str) -> Result:

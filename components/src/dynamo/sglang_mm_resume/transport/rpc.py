@@ -21,6 +21,7 @@ from dynamo.sglang_mm_resume.core.messages import (
     Refusal,
     dump,
     parse,
+    version_to_repeat_in,
 )
 
 logger = logging.getLogger(__name__)
@@ -200,20 +201,28 @@ async def ask(
 
     Raises `PeerUnreachable`, `Refused` (what the peer answered) or `ProtocolError`.
     """
+    payload = await _exchange(client, instance_id, dump(message), timeout_s)
+    answer = parse(answers, payload)
+    version = version_to_repeat_in(answer)
+    if version is not None:
+        payload = await _exchange(client, instance_id, dump(message, version), timeout_s)
+        answer = parse(answers, payload)
+    if isinstance(answer, Refusal):
+        raise answer.as_error()
+    return answer
+
+
+async def _exchange(
+    client: Client, instance_id: int, payload: dict[str, Any], timeout_s: float
+) -> Any:
     context = tracing.call_context()
     try:
         async with asyncio.timeout(timeout_s):
-            stream = await client.direct(
-                dump(message), instance_id, annotated=False, context=context
-            )
-            payload = await anext(aiter(stream))
+            stream = await client.direct(payload, instance_id, annotated=False, context=context)
+            return await anext(aiter(stream))
     except TimeoutError:
         raise PeerUnreachable(f"instance {instance_id}: no answer in {timeout_s:g} s") from None
     except StopAsyncIteration:
         raise PeerUnreachable(f"instance {instance_id} ended without an answer") from None
     except Exception as error:  # Dynamo's client raises builtin types for lost peers
         raise PeerUnreachable(f"instance {instance_id}: {error}") from error
-    answer = parse(answers, payload)
-    if isinstance(answer, Refusal):
-        raise answer.as_error()
-    return answer

@@ -17,7 +17,15 @@ from dynamo.llm import HttpError
 from dynamo.sglang.request_handlers import DecodeWorkerHandler
 
 from dynamo.sglang_mm_resume.core.errors import ResumeError, TransferFailed
-from dynamo.sglang_mm_resume.core.messages import PROBE, RECEIVED, Done, Refusal, dump, parse
+from dynamo.sglang_mm_resume.core.messages import (
+    PROBE,
+    RECEIVED,
+    Done,
+    Refusal,
+    dump,
+    parse,
+    version_of,
+)
 from dynamo.sglang_mm_resume.workers.by_reference import ByReference, taken
 from dynamo.sglang_mm_resume.workers.errors import to_http
 from dynamo.sglang_mm_resume.workers.lifecycle import Admission
@@ -60,11 +68,12 @@ class DecodeHandler(ByReference, DecodeWorkerHandler):
 
 async def answer_probe(payload: Any) -> AsyncGenerator[dict[str, Any], None]:
     """Serves `mm_transfer`, where the processor asks a silent worker whether it is alive."""
+    version = version_of(payload)
     try:
         parse(PROBE, payload)
-        yield dump(Done())
+        yield dump(Done(), version)
     except ResumeError as error:
-        yield dump(Refusal.of(error))
+        yield dump(Refusal.of(error), version)
 
 
 async def drain(admission: Admission, grace_s: float) -> None:

@@ -38,6 +38,7 @@ from dynamo.sglang_mm_resume.core.messages import (
     Welcome,
     dump,
     parse,
+    version_of,
 )
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.rpc import Client, ask
@@ -98,7 +99,8 @@ class Receivers:
         answer = await ask(self._client, name.instance_id, hello, PREFILL_REPLY, self._timeout_s)
         if not isinstance(answer, Welcome) or answer.agent != name.agent:
             raise ProtocolError(f"prefill worker {name.instance_id} answered hello with {answer!r}")
-        self._layout.require_same(answer.layout, f"prefill worker {name.instance_id}")
+        ours = self._layout.spoken_in(answer.v)
+        ours.require_same(answer.layout, f"prefill worker {name.instance_id}")
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._agent.connect(answer)
@@ -133,27 +135,30 @@ class EncodeHandler:
         self, payload: Any, context: RequestContext
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Answer one `Encode` with `Sized`, a `Sent` per grant, or one `Refusal`."""
+        version = version_of(payload)
         try:
             message = parse(ENCODE, payload)
             async for event in self._serve(message, context):
-                yield dump(event)
+                yield dump(event, version)
         except ResumeError as error:
-            yield dump(self._refusal(error))
+            yield dump(self._refusal(error), version)
         except RequestStopped:
             return
         except Exception as error:  # SGLang's own: not the client's fault, whatever its type
             logger.exception("encoding failed")
             self.refusals[Reason.INTERNAL] += 1
-            yield dump(Refusal(reason=Reason.INTERNAL, message=f"encoding failed: {error!r:.300}"))
+            refusal = Refusal(reason=Reason.INTERNAL, message=f"encoding failed: {error!r:.300}")
+            yield dump(refusal, version)
 
     async def mm_transfer(
         self, payload: Any, context: RequestContext
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Answer one control message."""
+        version = version_of(payload)
         try:
-            yield dump(await self._control(parse(ENCODE_CONTROL, payload)))
+            yield dump(await self._control(parse(ENCODE_CONTROL, payload)), version)
         except ResumeError as error:
-            yield dump(self._refusal(error))
+            yield dump(self._refusal(error), version)
 
     async def drain(self) -> None:
         """Accept no more, and let what is under way finish; give up what does not in time.

@@ -34,6 +34,7 @@ from dynamo.sglang_mm_resume.core.handshake import (
     WaitForGrant,
 )
 from dynamo.sglang_mm_resume.core.histogram import SECONDS, Histogram
+from dynamo.sglang_mm_resume.core.layout import PROTOCOL_VERSION
 from dynamo.sglang_mm_resume.core.messages import (
     ENCODE_CONTROL_REPLY,
     ENCODE_EVENT,
@@ -41,6 +42,7 @@ from dynamo.sglang_mm_resume.core.messages import (
     Abort,
     Close,
     Encode,
+    EncodeEvent,
     Forward,
     Granted,
     Media,
@@ -53,6 +55,8 @@ from dynamo.sglang_mm_resume.core.messages import (
     Sized,
     dump,
     parse,
+    require_known,
+    version_to_repeat_in,
 )
 from dynamo.sglang_mm_resume.core.transitions import Shaking
 from dynamo.sglang_mm_resume.transport.rpc import (
@@ -74,8 +78,9 @@ logger = logging.getLogger(__name__)
 SLACK_S: Final = 2.0
 #: An item is encoded by one worker, and by another if that one fails.
 MAX_ATTEMPTS: Final = 2
-#: What another encode worker might not refuse. INTERNAL: this one may be out of memory.
-ENCODE_RETRYABLE: Final = RETRYABLE | {Reason.INTERNAL}
+#: What another encode worker might not refuse. INTERNAL: this one may be out of memory. LAYOUT: it
+#: does not fit the prefill worker, as while a graph is being updated.
+ENCODE_RETRYABLE: Final = RETRYABLE | {Reason.INTERNAL, Reason.LAYOUT}
 
 
 #: Of a request with media, by which its time is told apart; metrics.py says what each is.
@@ -292,6 +297,7 @@ class HandOff:
             raise ProtocolError(
                 f"prefill worker {destination.prefill} answered a reserve with {granted!r}"
             )
+        require_known(item.media, granted.v, f"prefill worker {destination.prefill}")
         shake.granted(granted.grant)
         destination.budget.max_tokens = granted.max_prompt_tokens
         message = Encode(
@@ -320,22 +326,41 @@ class HandOff:
     async def _events(self, message: Encode, encode: int) -> AsyncGenerator[Sized | Sent, None]:
         """What the encode worker reports. Raises `_EncodeFailed` if another might do better."""
         try:
-            stream = await self._encode.start(encode, dump(message))
-            async for payload in each_within(self._patience_s, stream):
-                event = parse(ENCODE_EVENT, payload)
-                if not isinstance(event, Refusal):
-                    yield event
-                elif event.reason in ENCODE_RETRYABLE:
-                    self._encode_workers.avoid(encode)
-                    raise _EncodeFailed(encode, event.as_error())
-                else:
-                    raise event.as_error()
+            async with aclosing(self._answers(message, encode, PROTOCOL_VERSION)) as events:
+                async for event in events:
+                    if not isinstance(event, Refusal):
+                        yield event
+                    elif event.reason in ENCODE_RETRYABLE:
+                        self._encode_workers.avoid(encode)
+                        raise _EncodeFailed(encode, event.as_error())
+                    else:
+                        raise event.as_error()
         except PeerUnreachable as error:
             raise self._lost(encode, error) from error
         except ResumeError:
             raise
         except Exception as error:  # Dynamo's client raises builtin types for lost peers
             raise self._lost(encode, PeerUnreachable(str(error) or "no answer")) from error
+
+    async def _answers(
+        self, message: Encode, encode: int, version: int
+    ) -> AsyncGenerator[EncodeEvent, None]:
+        """To what is said in `version`, or again in that of the encode worker."""
+        stream = await self._encode.start(encode, dump(message, version))
+        async for payload in each_within(self._patience_s, stream):
+            event = parse(ENCODE_EVENT, payload)
+            theirs = version_to_repeat_in(event)
+            if theirs is None or theirs == version:
+                yield event
+                continue
+            try:
+                require_known(message.media, theirs, f"encode worker {encode}")
+            except Refused as error:
+                raise _EncodeFailed(encode, error) from error
+            async with aclosing(self._answers(message, encode, theirs)) as events:
+                async for event in events:
+                    yield event
+            return
 
     def _lost(self, encode: int, error: PeerUnreachable) -> _EncodeFailed:
         self._encode_workers.suspect(encode)

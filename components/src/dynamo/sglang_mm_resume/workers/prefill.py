@@ -50,6 +50,7 @@ from dynamo.sglang_mm_resume.core.messages import (
     Welcome,
     dump,
     parse,
+    version_of,
 )
 from dynamo.sglang_mm_resume.transport.assembler import Assembler
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
@@ -174,14 +175,15 @@ class TransferHandler:
         self, payload: Any, context: RequestContext
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Answer one control message with one message."""
+        version = version_of(payload)
         try:
             message = parse(PREFILL_REQUEST, payload)
-            yield dump(await until_stopped(context, self._answer(message)))
+            yield dump(await until_stopped(context, self._answer(message)), version)
         except ResumeError as error:
             refusal = Refusal.of(error)
             self.refusals[refusal.reason] += 1
             logger.info("refused (%s): %s", refusal.reason, refusal.message)
-            yield dump(refusal)
+            yield dump(refusal, version)
         except RequestStopped:
             return
 
@@ -206,7 +208,8 @@ class TransferHandler:
                 return Done()
 
     def _welcome(self, hello: Hello) -> Welcome:
-        self._layout.require_same(hello.layout, f"encode worker {hello.instance_id}")
+        ours = self._layout.spoken_in(hello.v)
+        ours.require_same(hello.layout, f"encode worker {hello.instance_id}")
         logger.info("met encode worker %s: layout %s", hello.instance_id, self._layout.fingerprint)
         self._writers[hello.agent] = None
         if len(self._writers) > REMEMBERED_WRITERS:
