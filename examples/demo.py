@@ -69,7 +69,7 @@ class Result:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     figures: dict[str, Any] = field(default_factory=dict)
-    """What the processor says about the hand-off: image_tokens, rounds, bytes, wait_ms."""
+    """What the processor says about the hand-off: image_tokens, rounds, bytes, wait_ms, ..."""
     prompt_tokens: int = 0
     first_token_ms: float = 0.0
 

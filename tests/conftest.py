@@ -81,18 +81,32 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[Model, Path]:
-    """Folders of the model with random weights and of the one that the demo serves."""
-    folder = tmp_path_factory.mktemp("random-model")
-    build = ROOT / "examples" / "demo_model" / "build.py"
-    command = [sys.executable, build, "--out", folder, "--seed", str(RANDOM_MODEL_SEED)]
-    subprocess.run(command, check=True, capture_output=True, timeout=120)
-    return {"random": folder, "trained": TRAINED_MODEL}
+class Models(dict[Model, Path]):
+    """Folders of models; those with random weights are built when they are asked for."""
+
+    def __init__(self, folders: pytest.TempPathFactory) -> None:
+        super().__init__(trained=TRAINED_MODEL)
+        self._folders = folders
+
+    def __missing__(self, model: Model) -> Path:
+        folder = self._folders.mktemp(f"{model}-model")
+        family = "qwen2_5_vl" if model == "random" else model
+        build = ROOT / "examples" / "demo_model" / "build.py"
+        command = [sys.executable, build, "--out", folder, "--seed", str(RANDOM_MODEL_SEED)]
+        command += ["--family", family]
+        subprocess.run(command, check=True, capture_output=True, timeout=120)
+        self[model] = folder
+        return folder
 
 
 @pytest.fixture(scope="session")
-def oracle(models: dict[Model, Path]) -> Oracle:
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Folders of the models with random weights and of the one that the demo serves."""
+    return Models(tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def oracle(models: Models) -> Oracle:
     """Transformers on the random weights; imported only where it is needed, as it takes seconds."""
     from tests.support.oracle import Oracle
 
@@ -100,7 +114,7 @@ def oracle(models: dict[Model, Path]) -> Oracle:
 
 
 @pytest.fixture(scope="session")
-def keeper(models: dict[Model, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
+def keeper(models: Models, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Keeper]:
     """Starts and stops deployments; their logs are kept with pytest's temporary folders."""
     keeper = Keeper(models, tmp_path_factory.mktemp("logs"))
     yield keeper

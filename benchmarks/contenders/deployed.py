@@ -146,7 +146,7 @@ class _Processor:
             self._shape = order.shape
             await self._peer.ask("use", order.shape)
         key = f"{uuid4().hex}:{num_tokens}"
-        item = Item(index=0, media=Media(modality="image", url=key))
+        item = Item("image 1", media=Media(modality="image", url=key))
         (prefill,) = self._peers.prefill_transfer.instance_ids()
         destination = Destination(prefill, PromptBudget(1, MAX_PROMPT_TOKENS), priority=0)
         transfer_id = item.handshake.transfer_id

@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""Build a tiny Qwen2.5-VL with random weights: configuration, tokenizer, processor and model.
+"""Build a tiny vision-language model with random weights: configuration, tokenizer, processor and
+model, of one of the Qwen-VL families.
 
-    python examples/demo_model/build.py --out DIR
+    python examples/demo_model/build.py --out DIR [--family qwen3_vl]
 
 The folder is a complete local checkpoint: transformers' Auto classes and SGLang can load it.
 `train.py` starts from such a folder; tests use it where the answers need not make sense.
@@ -13,11 +14,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from pictures import corpus
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 from tokenizers.pre_tokenizers import ByteLevel
@@ -27,16 +31,25 @@ from transformers import (
     Qwen2_5_VLForConditionalGeneration,
     Qwen2_5_VLProcessor,
     Qwen2Tokenizer,
+    Qwen2VLConfig,
+    Qwen2VLForConditionalGeneration,
     Qwen2VLImageProcessor,
+    Qwen2VLProcessor,
     Qwen2VLVideoProcessor,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeConfig,
+    Qwen3VLMoeForConditionalGeneration,
+    Qwen3VLProcessor,
+    Qwen3VLVideoProcessor,
 )
 
 PATCH = 14
 MERGE = 2
 TOKEN_PIXELS = PATCH * MERGE
-"""Each image token covers a square of this many pixels."""
+"""Each image token of Qwen2-VL and Qwen2.5-VL covers a square of this many pixels."""
 WINDOW = 8 * PATCH
-"""Width of an attention window of the vision tower in pixels."""
+"""Width of an attention window of Qwen2.5-VL's vision tower in pixels."""
 
 END_OF_TEXT = "<|endoftext|>"
 TURN_START = "<|im_start|>"
@@ -85,47 +98,76 @@ _VOCAB_MULTIPLE = 64
 _EXTRA_CORPUS = ("system\nuser\nassistant\n", "You are a helpful assistant.")
 _MAX_POSITIONS = 32768
 _BIAS_STD = 0.1
+_MEAN_HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+
+Fields = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Widths and depths of a model."""
+
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 4
+    key_value_heads: int = 2
+    vision_hidden: int = 64
+    vision_depth: int = 2
+    vision_heads: int = 2
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.heads
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one architecture has of its own."""
+
+    config: type
+    model: type
+    processor: type
+    text: Callable[[Sizes], Fields]
+    """Fields of the language model's configuration."""
+    vision: Callable[[Sizes], Fields]
+    """And of the vision tower's."""
+    video_processor: type = Qwen2VLVideoProcessor
+    patch: int = PATCH
+    normalisation: tuple[tuple[str, Any], ...] = ()
 
 
 def build(
     out: Path,
     *,
     seed: int,
-    hidden_size: int = 128,
-    layers: int = 2,
-    heads: int = 4,
-    key_value_heads: int = 2,
-    vision_hidden: int = 64,
-    vision_depth: int = 2,
-    vision_heads: int = 2,
+    family: str = "qwen2_5_vl",
     vocab_size: int = _DEFAULT_VOCAB,
-    min_pixels: int = 56 * 56,
-    max_pixels: int = 4096 * TOKEN_PIXELS**2,
+    min_pixels: int | None = None,
+    max_pixels: int | None = None,
     random_activation_scale: bool = True,
-) -> Qwen2_5_VLForConditionalGeneration:
+    **sizes: int,
+) -> torch.nn.Module:
     """Write a float32 checkpoint with random weights to `out` and return the model.
 
-    `vocab_size` bounds the tokenizer including its special tokens. `min_pixels` and `max_pixels`
-    are the processor's limits: pictures outside are scaled. With `random_activation_scale` the
-    weights are drawn so large that greedy answers depend on the picture; otherwise they are left
-    as transformers draws them, which suits training.
+    `sizes` are those of `Sizes`. `vocab_size` bounds the tokenizer including its special tokens.
+    `min_pixels` and `max_pixels` are the processor's limits, by default of 4 and 4096 tokens:
+    pictures outside are scaled. With `random_activation_scale` the weights are drawn so large that
+    greedy answers depend on the picture; otherwise they are left as transformers draws them, which
+    suits training.
     """
     out.mkdir(parents=True, exist_ok=True)
+    kind = FAMILIES[family]
+    token_pixels = (kind.patch * MERGE) ** 2
+    limits = {
+        "min_pixels": min_pixels or 4 * token_pixels,
+        "max_pixels": max_pixels or 4096 * token_pixels,
+    }
     tokenizer = build_tokenizer([*corpus(), *_EXTRA_CORPUS], vocab_size)
-    build_processor(tokenizer, min_pixels, max_pixels).save_pretrained(out)
-    _write_image_processor(out, min_pixels, max_pixels)
-    config = build_config(
-        tokenizer,
-        hidden_size=hidden_size,
-        layers=layers,
-        heads=heads,
-        key_value_heads=key_value_heads,
-        vision_hidden=vision_hidden,
-        vision_depth=vision_depth,
-        vision_heads=vision_heads,
-    )
+    build_processor(kind, tokenizer, limits).save_pretrained(out)
+    _write_image_processor(kind, out, limits)
+    config = build_config(kind, tokenizer, Sizes(**sizes))
     torch.manual_seed(seed)
-    model = Qwen2_5_VLForConditionalGeneration(config).to(torch.float32)
+    model = kind.model(config).to(torch.float32)
     if random_activation_scale:
         _draw_large_weights(model, seed)
     save_model(model, out)
@@ -155,70 +197,49 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
     )
 
 
-def build_processor(
-    tokenizer: Qwen2Tokenizer, min_pixels: int, max_pixels: int
-) -> Qwen2_5_VLProcessor:
+def build_processor(kind: Family, tokenizer: Qwen2Tokenizer, limits: Fields) -> Any:
     """The processor for pictures, videos and chat messages."""
-    geometry = {"patch_size": PATCH, "merge_size": MERGE, "temporal_patch_size": 2}
-    limits = {"min_pixels": min_pixels, "max_pixels": max_pixels}
-    return Qwen2_5_VLProcessor(
-        image_processor=Qwen2VLImageProcessor(**limits, **geometry),
+    size = {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}
+    geometry = _geometry(kind)
+    of_video = size if kind.video_processor is Qwen3VLVideoProcessor else None
+    return kind.processor(
+        image_processor=_image_processor(kind, limits),
         tokenizer=tokenizer,
-        video_processor=Qwen2VLVideoProcessor(**limits, **geometry),
+        video_processor=kind.video_processor(
+            **({"size": of_video} if of_video else limits), **geometry
+        ),
         chat_template=CHAT_TEMPLATE,
     )
 
 
-def build_config(
-    tokenizer: Qwen2Tokenizer,
-    *,
-    hidden_size: int,
-    layers: int,
-    heads: int,
-    key_value_heads: int,
-    vision_hidden: int,
-    vision_depth: int,
-    vision_heads: int,
-) -> Qwen2_5_VLConfig:
-    """The model's configuration; the last vision block attends to the whole picture."""
+def build_config(kind: Family, tokenizer: Qwen2Tokenizer, sizes: Sizes) -> Any:
+    """The model's configuration."""
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
     text = {
         "vocab_size": _round_up(len(tokenizer), _VOCAB_MULTIPLE),
-        "hidden_size": hidden_size,
-        "intermediate_size": 2 * hidden_size,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_value_heads,
+        "hidden_size": sizes.hidden_size,
+        "intermediate_size": 2 * sizes.hidden_size,
+        "num_hidden_layers": sizes.layers,
+        "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.key_value_heads,
         "max_position_embeddings": _MAX_POSITIONS,
         "rms_norm_eps": 1e-6,
         "bos_token_id": ids[END_OF_TEXT],
         "eos_token_id": ids[TURN_END],
         "pad_token_id": ids[END_OF_TEXT],
         "tie_word_embeddings": False,
-        "rope_parameters": {
-            "rope_type": "default",
-            "type": "default",
-            "rope_theta": 1_000_000.0,
-            "mrope_section": _mrope_section(hidden_size // heads),
-        },
+        **kind.text(sizes),
     }
     vision = {
-        "depth": vision_depth,
-        "hidden_size": vision_hidden,
-        "intermediate_size": 2 * vision_hidden,
-        "num_heads": vision_heads,
+        "depth": sizes.vision_depth,
+        "num_heads": sizes.vision_heads,
         "in_channels": 3,
-        "in_chans": 3,
-        "out_hidden_size": hidden_size,
-        "patch_size": PATCH,
-        "spatial_patch_size": PATCH,
+        "patch_size": kind.patch,
         "spatial_merge_size": MERGE,
         "temporal_patch_size": 2,
-        "window_size": WINDOW,
-        "fullatt_block_indexes": [vision_depth - 1],
-        "tokens_per_second": 2,
+        **kind.vision(sizes),
     }
-    return Qwen2_5_VLConfig(
+    return kind.config(
         text_config=text,
         vision_config=vision,
         image_token_id=ids[IMAGE_PAD],
@@ -229,13 +250,13 @@ def build_config(
     )
 
 
-def save_model(model: Qwen2_5_VLForConditionalGeneration, out: Path) -> None:
+def save_model(model: torch.nn.Module, out: Path) -> None:
     """Write weights, config.json and generation_config.json."""
     config = model.config.text_config
     model.save_pretrained(out)
-    _update_json(
-        out / "config.json", architectures=["Qwen2_5_VLForConditionalGeneration"], dtype="float32"
-    )
+    if isinstance(model, Qwen3VLMoeForConditionalGeneration):
+        _turn_experts(out / "model.safetensors")
+    _update_json(out / "config.json", architectures=[type(model).__name__], dtype="float32")
     _write_json(
         out / "generation_config.json",
         {
@@ -245,6 +266,126 @@ def save_model(model: Qwen2_5_VLForConditionalGeneration, out: Path) -> None:
             "do_sample": False,
         },
     )
+
+
+def _qwen2_rope(sizes: Sizes) -> Fields:
+    return {
+        "rope_parameters": {
+            "rope_type": "default",
+            "type": "default",
+            "rope_theta": 1_000_000.0,
+            "mrope_section": _mrope_section(sizes.head_dim),
+        }
+    }
+
+
+def _qwen2_vision(sizes: Sizes) -> Fields:
+    return {
+        "embed_dim": sizes.vision_hidden,
+        "hidden_size": sizes.hidden_size,
+        "mlp_ratio": 2,
+        "in_chans": 3,
+        "spatial_patch_size": PATCH,
+    }
+
+
+def _qwen2_5_vision(sizes: Sizes) -> Fields:
+    """The last vision block attends to the whole picture."""
+    return {
+        "hidden_size": sizes.vision_hidden,
+        "intermediate_size": 2 * sizes.vision_hidden,
+        "in_chans": 3,
+        "out_hidden_size": sizes.hidden_size,
+        "spatial_patch_size": PATCH,
+        "window_size": WINDOW,
+        "fullatt_block_indexes": [sizes.vision_depth - 1],
+        "tokens_per_second": 2,
+    }
+
+
+def _qwen3_text(sizes: Sizes) -> Fields:
+    return {
+        "head_dim": sizes.head_dim,
+        "rope_parameters": {
+            "rope_type": "default",
+            "rope_theta": 1_000_000.0,
+            "mrope_section": _mrope_section(sizes.head_dim),
+            "mrope_interleaved": True,
+        },
+    }
+
+
+def _qwen3_moe_text(sizes: Sizes) -> Fields:
+    """The experts' width differs from the model's, which their layout must be told from."""
+    return {
+        **_qwen3_text(sizes),
+        "num_experts": 8,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 3 * sizes.hidden_size // 4,
+        "decoder_sparse_step": 1,
+        "norm_topk_prob": True,
+        "mlp_only_layers": [],
+    }
+
+
+def _qwen3_vision(sizes: Sizes) -> Fields:
+    """Each of the first two vision blocks has a deepstack level of its own."""
+    return {
+        "hidden_size": sizes.vision_hidden,
+        "intermediate_size": 2 * sizes.vision_hidden,
+        "out_hidden_size": sizes.hidden_size,
+        "num_position_embeddings": 256,
+        "deepstack_visual_indexes": list(range(min(sizes.vision_depth, sizes.layers)))[:2],
+    }
+
+
+FAMILIES = {
+    "qwen2_vl": Family(
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLProcessor,
+        text=_qwen2_rope,
+        vision=_qwen2_vision,
+    ),
+    "qwen2_5_vl": Family(
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        text=_qwen2_rope,
+        vision=_qwen2_5_vision,
+    ),
+    "qwen3_vl": Family(
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        text=_qwen3_text,
+        vision=_qwen3_vision,
+        video_processor=Qwen3VLVideoProcessor,
+        patch=16,
+        normalisation=tuple(_MEAN_HALF.items()),
+    ),
+    "qwen3_vl_moe": Family(
+        Qwen3VLMoeConfig,
+        Qwen3VLMoeForConditionalGeneration,
+        Qwen3VLProcessor,
+        text=_qwen3_moe_text,
+        vision=_qwen3_vision,
+        video_processor=Qwen3VLVideoProcessor,
+        patch=16,
+        normalisation=tuple(_MEAN_HALF.items()),
+    ),
+}
+
+
+def _turn_experts(weights: Path) -> None:
+    """Published checkpoints have the experts' matrices the other way round than transformers
+    saves a fresh model's; both transformers and SGLang expect the published way.
+    """
+    tensors = load_file(weights)
+    for name, tensor in tensors.items():
+        if name.endswith((".experts.gate_up_proj", ".experts.down_proj")):
+            tensors[name] = tensor.transpose(-1, -2).contiguous()
+    save_file(tensors, weights, metadata={"format": "pt"})
 
 
 def _mrope_section(head_dim: int) -> list[int]:
@@ -267,8 +408,7 @@ def _draw_large_weights(model: torch.nn.Module, seed: int) -> None:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim >= 2:
-                inputs = 1 if "embed_tokens" in name else parameter[0].numel()
-                std = 1 / math.sqrt(inputs)
+                std = 1 / math.sqrt(_inputs_of(name, parameter))
             elif name.endswith("bias"):
                 std = _BIAS_STD
             else:
@@ -276,17 +416,25 @@ def _draw_large_weights(model: torch.nn.Module, seed: int) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * std)
 
 
-def _write_image_processor(out: Path, min_pixels: int, max_pixels: int) -> None:
+def _inputs_of(name: str, parameter: torch.nn.Parameter) -> int:
+    """How many numbers go into one output."""
+    if "embed_tokens" in name or "pos_embed" in name:
+        return 1
+    return parameter[0, 0].numel() if ".experts." in name else parameter[0].numel()
+
+
+def _geometry(kind: Family) -> Fields:
+    return {"patch_size": kind.patch, "merge_size": MERGE, "temporal_patch_size": 2}
+
+
+def _image_processor(kind: Family, limits: Fields) -> Qwen2VLImageProcessor:
+    return Qwen2VLImageProcessor(**limits, **_geometry(kind), **dict(kind.normalisation))
+
+
+def _write_image_processor(kind: Family, out: Path, limits: Fields) -> None:
     """Write preprocessor_config.json, which loaders want besides processor_config.json."""
-    processor = Qwen2VLImageProcessor(
-        min_pixels=min_pixels,
-        max_pixels=max_pixels,
-        patch_size=PATCH,
-        merge_size=MERGE,
-        temporal_patch_size=2,
-    )
-    processor.save_pretrained(out)
-    _update_json(out / "preprocessor_config.json", processor_class="Qwen2_5_VLProcessor")
+    _image_processor(kind, limits).save_pretrained(out)
+    _update_json(out / "preprocessor_config.json", processor_class=kind.processor.__name__)
 
 
 def _update_json(path: Path, **values: object) -> None:
@@ -299,11 +447,12 @@ def _write_json(path: Path, content: dict[str, object]) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Command line entry."""
-    parser = argparse.ArgumentParser(description="Write a random-weight tiny Qwen2.5-VL folder.")
+    parser = argparse.ArgumentParser(description="Write a folder with a tiny random model.")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--family", choices=FAMILIES, default="qwen2_5_vl")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(arguments)
-    model = build(options.out, seed=options.seed)
+    model = build(options.out, seed=options.seed, family=options.family)
     count = sum(parameter.numel() for parameter in model.parameters())
     print(f"{options.out}: {count / 1e6:.2f} M parameters")
 

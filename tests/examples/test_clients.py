@@ -38,7 +38,9 @@ def test_openai_client_prints_the_answer_and_the_figures(stack: LocalStack) -> N
     outcome = _run(*OPENAI_CLIENT, LARGE, "--question", question, "--base-url", stack.base_url)
     assert outcome.returncode == 0, outcome.stderr
     assert QUESTIONS[LARGE.name]["answer"] in outcome.stdout
-    assert re.search(r"^image_tokens 1600, rounds 2, bytes \d+, wait_ms ", outcome.stdout, re.M)
+    assert re.search(
+        r"^image_tokens 1600, video_tokens 0, rounds 2, bytes \d+, wait_ms ", outcome.stdout, re.M
+    )
 
 
 def test_openai_client_says_what_is_wrong(stack: LocalStack, tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ OF_A_START = {
 #: The same, while an encode worker with a transfer in flight hangs.
 WHILE_IT_HANGS = {
     "processor": [
-        "image … goes to another encode worker: …",
+        "… goes to another encode worker: …",
         "encode worker … is suspected to be dead",
     ],
     "prefill": [

@@ -69,7 +69,7 @@ CASES = [
     Case("undecodable", ("image 1", "send JPEG, PNG or WebP"), [NO_PICTURE]),
     Case("second-is-undecodable", ("image 2", "send JPEG"), [GOOD_URL, NO_PICTURE]),
     Case("empty-url", ("Invalid",), [""], frontend_refuses=True),
-    Case("too-many-images", ("5 images", "at most 4", "max-media-items"), [GOOD_URL] * 5),
+    Case("too-many-images", ("5 media items", "at most 4", "max-media-items"), [GOOD_URL] * 5),
     Case("picture-beyond-context", ("pictures", "smaller"), [data_url(WHOLE_CONTEXT)]),
     Case(
         "pictures-beyond-context-together",
@@ -111,11 +111,12 @@ def test_is_refused_and_the_next_is_served(
 @pytest.mark.parametrize(
     ("part", "says"),
     [
-        ({"type": "video_url", "video_url": {"url": GOOD_URL}}, "send images"),
+        ({"type": "video_url", "video_url": {"url": GOOD_URL}}, "video 1: "),
+        ({"type": "audio_url", "audio_url": {"url": GOOD_URL}}, "send images or videos"),
         ({"type": "image_url"}, "Invalid"),
         ({"type": "picture"}, "deserialize"),
     ],
-    ids=["video", "no-url", "unknown-part"],
+    ids=["picture-as-video", "audio", "no-url", "unknown-part"],
 )
 def test_wrong_part_of_a_message(
     stack: LocalStack, good_answer: OracleAnswer, part: dict[str, Any], says: str

@@ -111,6 +111,7 @@ def test_hooks_are_registered_before_what_they_change(registered: list[Any]) -> 
     assert registered == [
         (hooks.KV_MANAGER_INIT, hooks.kv_in_host_memory, HookType.BEFORE),
         (hooks.NIXL_AGENT_INIT, hooks.rest_between_polls, HookType.BEFORE),
+        (hooks.PIN_MEMORY, hooks.leave_unpinned, HookType.REPLACE),
     ]
 
 
@@ -124,6 +125,12 @@ def test_hook_marks_kv_memory_as_host_memory() -> None:
     kv_args = SimpleNamespace(kv_data_ptrs=[1, 2, 3])
     hooks.kv_in_host_memory(object(), kv_args, "prefill", None, is_mla=False)
     assert kv_args.kv_data_mem_kinds == ["DRAM", "DRAM", "DRAM"]
+
+
+def test_memory_is_not_pinned_for_a_device_that_is_not_there() -> None:
+    frames = torch.zeros(2, 3)
+    assert hooks.leave_unpinned(frames, device="cuda") is frames
+    assert pkgutil.resolve_name(hooks.PIN_MEMORY) is torch.Tensor.pin_memory
 
 
 @pytest.mark.parametrize("rests", [False, True])
@@ -170,7 +177,7 @@ def test_sglang_finds_both_plug_ins_in_a_process_of_its_own() -> None:
         env={**_environment(), "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr
-    targets = f"{hooks.NIXL_AGENT_INIT} {hooks.KV_MANAGER_INIT}"
+    targets = f"{hooks.NIXL_AGENT_INIT} {hooks.KV_MANAGER_INIT} {hooks.PIN_MEMORY}"
     assert f"found TorchNativeCpuPlatform {targets}" in done.stdout
 
 

@@ -17,7 +17,8 @@ from tests.support.spans import SpanCollector
 MODEL_NAME = "tiny-vlm"
 READY_DEADLINE_S = 300.0
 
-Model = Literal["random", "trained"]
+Model = Literal["random", "trained", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"]
+"""With random weights, and of Qwen2.5-VL's family, unless named otherwise."""
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ DISTURBED = Deployment(
 )
 TRAINED = Deployment("trained", model="trained")
 """Default settings throughout."""
+QWEN3_VL = Deployment("qwen3-vl", model="qwen3_vl", workers=SMALL_POOL.workers)
+QWEN3_VL_MOE = replace(QWEN3_VL, name="qwen3-vl-moe", model="qwen3_vl_moe")
+QWEN2_VL = replace(QWEN3_VL, name="qwen2-vl", model="qwen2_vl")
 LIFECYCLE = Deployment("lifecycle", workers=SMALL_POOL.workers)
 TWO_BY_TWO = Deployment(
     "two-by-two",

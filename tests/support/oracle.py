@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from torchvision.transforms.functional import pil_to_tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 _THREADS = 2
@@ -33,6 +34,30 @@ class OracleAnswer:
     """Log-probability of each new token."""
 
 
+@dataclass(frozen=True)
+class Clip:
+    """A video: all of its frames, which the model is to see."""
+
+    frames: Sequence[Image.Image]
+    fps: float
+
+    @property
+    def tensor(self) -> torch.Tensor:
+        """`(frames, channels, height, width)`."""
+        return torch.stack([pil_to_tensor(frame.convert("RGB")) for frame in self.frames])
+
+    @property
+    def metadata(self) -> dict[str, Any]:
+        """What transformers wants to know of it."""
+        count = len(self.frames)
+        return {
+            "fps": self.fps,
+            "duration": count / self.fps,
+            "total_num_frames": count,
+            "frames_indices": list(range(count)),
+        }
+
+
 class Oracle:
     """A model in float32 on the CPU, loaded once."""
 
@@ -51,15 +76,21 @@ class Oracle:
         return self.chat([{"role": "user", "content": content}], images, max_tokens)
 
     def chat(
-        self, messages: Sequence[dict[str, Any]], images: Sequence[Image.Image], max_tokens: int
+        self,
+        messages: Sequence[dict[str, Any]],
+        images: Sequence[Image.Image],
+        max_tokens: int,
+        videos: Sequence[Clip] = (),
     ) -> OracleAnswer:
-        """The answer to a conversation whose `image` parts stand for the pictures, in order."""
+        """The answer to a conversation whose `image` and `video` parts stand for these."""
         prompt = self._processor.apply_chat_template(
             messages, tokenize=False, add_generation_prompt=True
         )
         rgb = [image.convert("RGB") for image in images]
         # Made tensors here: on the way through the processor numpy warns of a deprecation.
-        inputs = self._processor(text=[prompt], images=rgb or None).convert_to_tensors("pt")
+        inputs = self._processor(
+            text=[prompt], images=rgb or None, **_of_videos(videos)
+        ).convert_to_tensors("pt")
         prompt_tokens = inputs["input_ids"].shape[1]
         with torch.inference_mode():
             output = self._model.generate(
@@ -75,6 +106,16 @@ class Oracle:
         return OracleAnswer(
             token_ids, text, prompt_tokens, _margin(logits), _logprobs(logits, token_ids)
         )
+
+
+def _of_videos(videos: Sequence[Clip]) -> dict[str, Any]:
+    if not videos:
+        return {}
+    return {
+        "videos": [video.tensor for video in videos],
+        "video_metadata": [video.metadata for video in videos],
+        "do_sample_frames": False,
+    }
 
 
 def _margin(logits: torch.Tensor) -> float:

@@ -7,10 +7,13 @@ from __future__ import annotations
 import base64
 import warnings
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
+
+from tests.support.pictures import patchwork
 
 try:
     from torchcodec.encoders import VideoEncoder
@@ -23,11 +26,29 @@ MISSING = "FFmpeg's libraries are not installed: they are part of Debian's packa
 
 def mp4(frames: Sequence[Image.Image], frames_per_second: float) -> bytes:
     """The pictures, all of one size and RGB, as an MP4 file."""
+    return _encoded(frames, frames_per_second, "mp4")
+
+
+def lossless(frames: Sequence[Image.Image], frames_per_second: float) -> bytes:
+    """The same as a Matroska file that is decoded to the very same pictures."""
+    return _encoded(frames, frames_per_second, "matroska", codec="libx264rgb", crf=0)
+
+
+def patchwork_frames(seed: int, count: int) -> list[Image.Image]:
+    """Frames that differ, of the smallest size that SGLang does not enlarge, and whose sides are
+    multiples of every model's grain.
+    """
+    return [patchwork(100 * seed + i, 16, 8) for i in range(count)]
+
+
+def _encoded(
+    frames: Sequence[Image.Image], frames_per_second: float, kind: str, **options: Any
+) -> bytes:
     stacked = torch.from_numpy(np.stack([np.asarray(frame) for frame in frames]))
     encoder = VideoEncoder(stacked.permute(0, 3, 1, 2), frame_rate=frames_per_second)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about a buffer of torchcodec's own
-        return bytes(encoder.to_tensor("mp4").numpy())
+        return bytes(encoder.to_tensor(kind, **options).numpy())
 
 
 def video_data_url(video: bytes) -> str:

@@ -15,11 +15,17 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from sglang.srt.managers.schedule_batch import Modality
 from sglang.srt.multimodal.processors.base_processor import MultimodalSpecialTokens
 from sglang.srt.multimodal.processors.qwen_vl import QwenVLImageProcessor
 
 from dynamo.sglang_mm_resume.core.errors import ProtocolError
-from dynamo.sglang_mm_resume.workers.sglang_engine import Embedding, EmbeddingInput, rows_unseen
+from dynamo.sglang_mm_resume.workers.sglang_engine import (
+    Embedding,
+    EmbeddingInput,
+    modality_of_reference,
+    rows_unseen,
+)
 
 WIDTH = 8
 VISION_START, VISION_END, PAD, VIDEO_PAD = 101, 102, 103, 104
@@ -28,11 +34,14 @@ PICTURE = [VISION_START, PAD, VISION_END]
 FOUR, SIX = (1, 4, 4), (1, 4, 6)
 
 
-def _processor() -> Any:
+VIDEO = [VISION_START, VIDEO_PAD, VISION_END]
+
+
+def _processor(model_type: str = "qwen2_5_vl") -> Any:
     processor = object.__new__(QwenVLImageProcessor)
-    processor.model_type = "qwen2_5_vl"
+    processor.model_type = model_type
     processor.hf_config = SimpleNamespace(
-        model_type="qwen2_5_vl", vision_config=SimpleNamespace(spatial_merge_size=2)
+        model_type=model_type, vision_config=SimpleNamespace(spatial_merge_size=2)
     )
     processor.IM_START_TOKEN_ID = processor.vision_start_token_id = VISION_START
     processor.IM_END_TOKEN_ID = processor.vision_end_token_id = VISION_END
@@ -67,8 +76,29 @@ def _embedding(grid: tuple[int, ...], num_rows: int, dtype: torch.dtype) -> Embe
     return Embedding(torch.randn(num_rows, WIDTH).to(dtype), grid, f"{num_rows:016x}")
 
 
-def _ask(processor: Any, references: Sequence[Any], prompt: Sequence[int]) -> Any:
-    return processor.process_mm_data_async(image_data=list(references), input_text=list(prompt))
+def _ask(
+    processor: Any,
+    references: Sequence[Any],
+    prompt: Sequence[int],
+    videos: Sequence[Any] | None = None,
+) -> Any:
+    return processor.process_mm_data_async(
+        image_data=list(references),
+        input_text=list(prompt),
+        request_obj=SimpleNamespace(video_data=videos),
+    )
+
+
+def _video(steps: int, rows_of_step: int = 4, **times: Any) -> Embedding:
+    """Its rows tell the steps apart."""
+    rows = torch.arange(float(steps)).repeat_interleave(rows_of_step).unsqueeze(1)
+    return Embedding(
+        rows.expand(-1, WIDTH).contiguous(),
+        (steps, 4, rows_of_step),
+        "00000000000000a0",
+        modality="video",
+        **times,
+    )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -207,3 +237,93 @@ async def test_the_same_reference_serves_every_choice_of_a_request(
     outputs = [await _ask(processor, references, PICTURE) for _ in range(2)]
     pointers = {output.mm_items[0].precomputed_embeddings.data_ptr() for output in outputs}
     assert len(pointers) == 1
+
+
+# --- videos ---
+
+
+async def test_an_image_and_a_video_get_their_places(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    image, video = _embedding(SIX, 6, torch.float32), _video(2, second_per_grid=1.0)
+    image_reference, video_reference = embeddings.offer([image, video])
+    prompt = [1, *VIDEO, 2, *PICTURE, 3]
+    output = await _ask(processor, [image_reference], prompt, [video_reference])
+    spelled = [1, VISION_START, *[VIDEO_PAD] * 8, VISION_END]
+    assert list(output.input_ids) == [*spelled, 2, VISION_START, *[PAD] * 6, VISION_END, 3]
+    first, second = output.mm_items
+    assert first.is_modality(Modality.VIDEO)
+    assert first.precomputed_embeddings.data_ptr() == video.rows.data_ptr()
+    assert second.precomputed_embeddings.data_ptr() == image.rows.data_ptr()
+    assert [first.hash, second.hash] == [0xA0, 6]
+
+
+async def test_the_seconds_of_a_step_decide_its_positions(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    """Also behind an image, which has none."""
+    positions = []
+    for seconds in (1.0, 4.0):
+        image, video = _embedding(FOUR, 4, torch.float32), _video(2, second_per_grid=seconds)
+        images, videos = ([reference] for reference in embeddings.offer([image, video]))
+        output = await _ask(processor, images, [*PICTURE, *VIDEO], videos)
+        positions.append(output.mrope_positions)
+    # Two seconds of position a second: the second step is 2 or 8 behind the first.
+    second_step = slice(4 + 2 + 1 + 4, 4 + 2 + 1 + 8)
+    first_step = slice(4 + 2 + 1, 4 + 2 + 1 + 4)
+    between = [p[0, second_step] - p[0, first_step] for p in positions]
+    assert [b.tolist() for b in between] == [[2] * 4, [8] * 4]
+
+
+@pytest.fixture
+def with_time_stamps() -> Any:
+    """A processor of Qwen3-VL, whose tokens of a time stamp are its characters."""
+    processor = _processor("qwen3_vl")
+    encode = SimpleNamespace(encode=lambda text, **_: [ord(letter) for letter in text])
+    processor._processor = SimpleNamespace(tokenizer=encode)
+    return processor
+
+
+async def test_each_step_of_a_video_with_time_stamps_is_an_item(with_time_stamps: Any) -> None:
+    manager = SimpleNamespace(mm_processor=with_time_stamps)
+    embeddings = EmbeddingInput(SimpleNamespace(tokenizer_manager=manager))
+    image, video = _embedding(FOUR, 4, torch.float32), _video(3, timestamps=(0.25, 1.25, 12.5))
+    images, videos = ([reference] for reference in embeddings.offer([image, video]))
+    output = await _ask(with_time_stamps, images, [*VIDEO, *PICTURE], videos)
+    text = "".join(chr(token) for token in output.input_ids)
+    step = chr(VISION_START) + chr(VIDEO_PAD) * 4 + chr(VISION_END)
+    times = ("<0.2 seconds>", "<1.2 seconds>", "<12.5 seconds>")
+    expected = chr(VISION_START) + "".join(time + step for time in times) + chr(VISION_END)
+    assert text.startswith(expected)
+    steps = output.mm_items[:3]
+    assert [item.precomputed_embeddings[:, 0].tolist() for item in steps] == [
+        [0.0] * 4,
+        [1.0] * 4,
+        [2.0] * 4,
+    ]
+    assert len({item.hash for item in output.mm_items}) == 4
+    # What travels to the scheduler is a step, not the whole video each time.
+    sizes = [item.precomputed_embeddings.untyped_storage().nbytes() for item in steps]
+    assert sizes == [4 * WIDTH * 4] * 3
+
+
+async def test_a_model_without_time_stamps_refuses_a_video_that_has_them(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    references = embeddings.offer([_video(2, timestamps=(0.25, 1.25))])
+    with pytest.raises(ProtocolError, match="places for 1 embeddings, not 2"):
+        await _ask(processor, [], VIDEO, references)
+
+
+async def test_a_video_that_is_not_there_is_refused(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    references = embeddings.offer([_embedding(FOUR, 4, torch.float32)])
+    with pytest.raises(ProtocolError, match="do not fit their prompt"):
+        await _ask(processor, references, [*PICTURE, *VIDEO])
+
+
+def test_references_tell_images_from_videos(embeddings: EmbeddingInput) -> None:
+    offered = [_video(2), _embedding(FOUR, 4, torch.float32), Image.new("RGB", (28, 28))]
+    modalities = [modality_of_reference(reference) for reference in embeddings.offer(offered)]
+    assert modalities == ["video", "image", "image"]

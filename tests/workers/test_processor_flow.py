@@ -95,7 +95,7 @@ def a_processor(num_prefill: int = 1, num_encode: int = 1, answer: Any = _answer
         encode=FakePeer(encode_ids, _encode),
         encode_transfer=FakePeer(encode_ids, _control),
     )
-    return Processor(SETTINGS, peers, PAD)
+    return Processor(SETTINGS, peers, {"image": PAD})
 
 
 async def ask(processor: Processor, **fields: Any) -> list[dict[str, Any]]:

@@ -21,10 +21,11 @@ from dynamo.sglang_mm_resume.core.errors import (
     TransferFailed,
 )
 from dynamo.sglang_mm_resume.workers.errors import is_without_vision, relayed, to_http
-from dynamo.sglang_mm_resume.workers.request import media_of, without_media
+from dynamo.sglang_mm_resume.workers.request import Placeholders, media_of, names_of, without_media
 from dynamo.sglang_mm_resume.workers.sglang_encoder import max_image_tokens
 
-PAD = 9
+PAD, VIDEO_PAD = 9, 10
+PLACEHOLDERS: Placeholders = {"image": PAD, "video": VIDEO_PAD}
 URLS = ["data:image/png;base64,AA", "http://example.com/b.png"]
 
 
@@ -39,20 +40,22 @@ def _request(placeholders: int, urls: list[Any], kind: str = "image_url") -> dic
 
 
 def test_media_come_in_prompt_order() -> None:
-    media = media_of(_request(2, URLS), PAD, max_items=2)
+    media = media_of(_request(2, URLS), PLACEHOLDERS, max_items=2)
     assert [item.url for item in media] == URLS
     assert {item.modality for item in media} == {"image"}
 
 
 @pytest.mark.parametrize("data", [None, {}, {"image_url": []}, {"video_url": []}])
 def test_text_alone_has_no_media(data: dict[str, Any] | None) -> None:
-    assert media_of({"token_ids": [1, 2], "multi_modal_data": data}, PAD, max_items=2) == []
+    assert (
+        media_of({"token_ids": [1, 2], "multi_modal_data": data}, PLACEHOLDERS, max_items=2) == []
+    )
 
 
 @pytest.mark.parametrize(("placeholders", "images"), [(1, 0), (2, 1), (0, 1), (1, 2)])
 def test_placeholders_and_images_must_agree(placeholders: int, images: int) -> None:
     with pytest.raises(Refused, match="one image per placeholder") as caught:
-        media_of(_request(placeholders, URLS[:images]), PAD, max_items=8)
+        media_of(_request(placeholders, URLS[:images]), PLACEHOLDERS, max_items=8)
     assert caught.value.reason is Reason.BAD_REQUEST
     assert f"{placeholders} image placeholder(s)" in caught.value.message
     assert f"{images} image(s)" in caught.value.message
@@ -60,19 +63,52 @@ def test_placeholders_and_images_must_agree(placeholders: int, images: int) -> N
 
 def test_more_items_than_allowed_are_refused_naming_the_setting() -> None:
     with pytest.raises(Refused, match=r"at most 1 .*--mm-resume-max-media-items"):
-        media_of(_request(2, URLS), PAD, max_items=1)
+        media_of(_request(2, URLS), PLACEHOLDERS, max_items=1)
+
+
+def test_images_and_videos_come_in_prompt_order() -> None:
+    request = {
+        "token_ids": [1, VIDEO_PAD, 2, PAD, PAD, 3, VIDEO_PAD],
+        "multi_modal_data": {
+            "image_url": [{"Url": "i1"}, {"Url": "i2"}],
+            "video_url": [{"Url": "v1"}, {"Url": "v2"}],
+        },
+    }
+    media = media_of(request, PLACEHOLDERS, max_items=4)
+    assert [item.url for item in media] == ["v1", "i1", "i2", "v2"]
+    assert [item.modality for item in media] == ["video", "image", "image", "video"]
+    assert names_of(media) == ["video 1", "image 1", "image 2", "video 2"]
+
+
+def test_placeholders_and_videos_must_agree() -> None:
+    with pytest.raises(Refused, match=r"1 video placeholder\(s\), the request 0 video\(s\)"):
+        media_of({**_request(1, URLS[:1]), "token_ids": [PAD, VIDEO_PAD]}, PLACEHOLDERS, 8)
+    with pytest.raises(Refused, match=r"0 video placeholder\(s\), the request 1 video\(s\)"):
+        media_of(_request(0, URLS[:1], kind="video_url"), PLACEHOLDERS, 8)
+
+
+def test_images_and_videos_count_together() -> None:
+    data = {"image_url": [{"Url": "i"}], "video_url": [{"Url": "v"}]}
+    with pytest.raises(Refused, match="2 media items in one request, at most 1"):
+        media_of({"token_ids": [PAD, VIDEO_PAD], "multi_modal_data": data}, PLACEHOLDERS, 1)
 
 
 def test_other_media_are_refused_by_name() -> None:
-    with pytest.raises(Refused, match="video_url items are not supported"):
-        media_of(_request(0, URLS[:1], kind="video_url"), PAD, max_items=8)
+    audio = _request(0, URLS[:1], kind="audio_url")
+    with pytest.raises(Refused, match="audio_url items are not supported: send images or videos"):
+        media_of(audio, PLACEHOLDERS, max_items=8)
+
+
+def test_a_model_without_videos_refuses_them() -> None:
+    with pytest.raises(Refused, match="video_url items are not supported: send images"):
+        media_of(_request(0, URLS[:1], kind="video_url"), {"image": PAD}, max_items=8)
 
 
 @pytest.mark.parametrize("item", [{"Url": ""}, {"Url": None}, {"Decoded": {}}, "x", None])
 def test_image_that_is_no_url_is_refused(item: Any) -> None:
     request = {"token_ids": [PAD], "multi_modal_data": {"image_url": [item]}}
     with pytest.raises(Refused, match="as a URL") as caught:
-        media_of(request, PAD, max_items=8)
+        media_of(request, PLACEHOLDERS, max_items=8)
     assert caught.value.reason is Reason.BAD_REQUEST
 
 

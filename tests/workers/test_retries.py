@@ -96,7 +96,7 @@ class Graph:
         self.prefill = prefill or FakePeer(PREFILL, _answer)
         self.control = control or FakePeer(self.prefill.ids, _control)
         peers = Peers(self.prefill, self.control, self.encode, self.encode_control)
-        self.processor = Processor(settings, peers, PAD)
+        self.processor = Processor(settings, peers, {"image": PAD})
 
     async def ask(self, **fields: Any) -> list[dict[str, Any]]:
         async with asyncio.timeout(DEADLINE_S):

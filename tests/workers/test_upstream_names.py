@@ -73,6 +73,12 @@ CALLABLES: list[tuple[str, str, Parameters]] = [
     ),
     (f"{SGL}.entrypoints.engine", "Engine.shutdown", ()),
     ("dynamo.sglang._compat", "publish_server_args", ("server_args", "role")),
+    (
+        "dynamo.sglang.request_handlers.multimodal.encode_worker_handler",
+        "_install_load_video_passthrough",
+        (),
+    ),
+    (f"{SGL}.plugins", "load_plugins", ()),
     ("dynamo.sglang.args", "parse_args", ("args",)),
     ("dynamo.sglang.args", "Config.use_resolved_server_args", ("server_args",)),
     (

@@ -124,7 +124,7 @@ class Transfers:
 
     async def _once(self, media: Media, encode: Worker, prefill: Worker) -> tuple[float, Item]:
         """The seconds from the wish for blocks to the last chunk that is written."""
-        item = Item(0, media, encode.instance_id)
+        item = Item("image 1", media, encode.instance_id)
         destination = Destination(prefill.instance_id, PromptBudget(1, UNKNOWN_LENGTH), priority=0)
         started = time.monotonic()
         await self._hand_off.move([item], destination)

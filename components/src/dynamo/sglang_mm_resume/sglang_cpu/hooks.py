@@ -1,22 +1,24 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""Entry point `sglang.srt.plugins`: P/D disaggregation over NIXL in host memory.
+"""Entry point `sglang.srt.plugins`: P/D disaggregation over NIXL in host memory, and videos.
 
 SGLang calls `register` once in each of its processes. It registers KV memory with NIXL as GPU
 memory unless told otherwise, which fails where there is none, and has NIXL poll without a pause.
+It pins the frames of a video for a GPU, which fails alike.
 """
 
 from typing import Any, Final
 
 KV_MANAGER_INIT = "sglang.srt.disaggregation.nixl.conn.NixlKVManager.__init__"
 NIXL_AGENT_INIT = "nixl._api.nixlBind.nixlAgent.__init__"
+PIN_MEMORY = "torch.Tensor.pin_memory"
 #: Microseconds between two polls of NIXL's progress thread. An idle agent took 2.6 % of a core with
 #: it, and a message arrived within 0.1 ms.
 POLL_PERIOD_US: Final = 1000
 
 
 def register() -> None:
-    """Hook into SGLang's use of NIXL; does nothing where torch sees an accelerator."""
+    """Hook into what SGLang uses; does nothing where torch sees an accelerator."""
     from dynamo.sglang_mm_resume.sglang_cpu.platform import has_accelerator
 
     if has_accelerator():
@@ -25,6 +27,7 @@ def register() -> None:
 
     HookRegistry.register(KV_MANAGER_INIT, kv_in_host_memory, HookType.BEFORE)
     HookRegistry.register(NIXL_AGENT_INIT, rest_between_polls, HookType.BEFORE)
+    HookRegistry.register(PIN_MEMORY, leave_unpinned, HookType.REPLACE)
 
 
 def kv_in_host_memory(manager: Any, args: Any, *rest: Any, **named: Any) -> None:
@@ -33,6 +36,11 @@ def kv_in_host_memory(manager: Any, args: Any, *rest: Any, **named: Any) -> None
     Has the signature of the hooked constructor; returning None leaves its arguments as they are.
     """
     args.kv_data_mem_kinds = ["DRAM"] * len(args.kv_data_ptrs)
+
+
+def leave_unpinned(tensor: Any, *_: Any, **__: Any) -> Any:
+    """The tensor itself: there is no device to copy it to."""
+    return tensor
 
 
 def rest_between_polls(agent: Any, name: str, config: Any) -> None:

@@ -20,7 +20,11 @@ from dynamo.sglang_mm_resume.core.errors import ProtocolError, ResumeError
 from dynamo.sglang_mm_resume.core.messages import Refusal, parse
 from dynamo.sglang_mm_resume.workers.errors import to_http
 from dynamo.sglang_mm_resume.workers.lifecycle import Admission, RequestStopped
-from dynamo.sglang_mm_resume.workers.sglang_engine import EmbeddingInput, Offer
+from dynamo.sglang_mm_resume.workers.sglang_engine import (
+    EmbeddingInput,
+    Offer,
+    modality_of_reference,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -98,5 +102,8 @@ def taken(adapter: TypeAdapter[list[T]], request: dict[str, Any], key: str) -> l
 
 def _with_references(request: dict[str, Any], references: list[str]) -> dict[str, Any]:
     """The request as Dynamo's handlers expect it, with references where URLs would be."""
-    urls = [{"Url": reference} for reference in references]
-    return {**request, "multi_modal_data": {"image_url": urls}}
+    by_kind: dict[str, list[dict[str, str]]] = {}
+    for reference in references:
+        kind = f"{modality_of_reference(reference)}_url"
+        by_kind.setdefault(kind, []).append({"Url": reference})
+    return {**request, "multi_modal_data": by_kind}

@@ -63,7 +63,7 @@ class DecodeHandler(ByReference, DecodeWorkerHandler):
     async def offers(self, request: dict[str, Any], context: Any) -> AsyncIterator[Sequence[Offer]]:
         self._admission.require_open()
         transfers = taken(RECEIVED, request, TRANSFERS_KEY)
-        yield [Embedding(rows_unseen(t.total_tokens), t.grid, t.content_hash) for t in transfers]
+        yield [Embedding.of(t, rows_unseen(t.total_tokens)) for t in transfers]
 
 
 async def answer_probe(payload: Any) -> AsyncGenerator[dict[str, Any], None]:

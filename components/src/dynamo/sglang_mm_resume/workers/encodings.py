@@ -111,12 +111,13 @@ class Encoding:
             return self._stored.sized
         await work.preparing.acquire()
         self._room.callback(work.preparing.release)
-        image = await work.media.decode(content)
-        self._prepared = await work.encoder.prepare(image)
+        self._prepared = await work.encoder.prepare(await work.media.decode(content))
         return Sized(
             total_tokens=self._prepared.total_tokens,
             grid=self._prepared.grid,
             content_hash=content.content_hash,
+            timestamps=self._prepared.timestamps,
+            second_per_grid=self._prepared.second_per_grid,
         )
 
     async def _encode(self) -> Rows:

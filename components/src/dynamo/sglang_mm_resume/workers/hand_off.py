@@ -143,7 +143,7 @@ class Destination:
 class Item:
     """One media item of a request. A second attempt has a handshake of its own (R13)."""
 
-    index: int
+    name: str  # as of `names_of`
     media: Media
     encode: int | None = None  # the encode worker to use, if it must be a certain one
     handshake: Handshake = field(default_factory=lambda: Handshake(uuid.uuid4().hex))
@@ -262,7 +262,7 @@ class HandOff:
                 final = item.encode is not None or len(tried) == MAX_ATTEMPTS
                 if final or not self._encode_workers.has_other(tried):
                     raise error.for_client() from error
-                logger.warning("image %d goes to another encode worker: %s", item.index + 1, error)
+                logger.warning("%s goes to another encode worker: %s", item.name, error)
                 self.totals.encode_retries += 1
                 item.begin_anew(destination.budget)
         self.totals.items += 1
@@ -276,13 +276,12 @@ class HandOff:
         """By one encode worker. Whatever ends it early, nothing of it stays (R16)."""
         transfer_id = item.handshake.transfer_id
         try:
-            with tracing.branch("item", transfer_id=transfer_id, image=item.index):
+            with tracing.branch("item", transfer_id=transfer_id, item=item.name):
                 await self._shake_hands(item, destination, encode)
         except BaseException as error:
             self.background.start(self._give_up(transfer_id, destination.prefill, encode))
             if isinstance(error, Refused) and error.reason is Reason.BAD_REQUEST:
-                text = f"image {item.index + 1}: {error.message}"
-                raise Refused(error.reason, text) from error
+                raise Refused(error.reason, f"{item.name}: {error.message}") from error
             raise
 
     async def _shake_hands(self, item: Item, destination: Destination, encode: int) -> None:

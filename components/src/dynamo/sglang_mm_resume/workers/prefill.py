@@ -294,7 +294,7 @@ class _FromTransfers(ByReference):
                 f"{received.transfer_id} has {len(rows)} rows, "
                 f"its request expects {received.total_tokens}"
             )
-        return Embedding(rows, received.grid, received.content_hash)
+        return Embedding.of(received, rows)
 
     async def _load(self, local: list[Media]) -> Sequence[Offer]:
         """Pictures for the engine's own tower. One after the other: this is not the rule."""

@@ -49,7 +49,9 @@ from dynamo.sglang_mm_resume.workers.lifecycle import RequestStopped, until_stop
 from dynamo.sglang_mm_resume.workers.request import (
     LOCAL_MEDIA_KEY,
     TRANSFERS_KEY,
+    Placeholders,
     media_of,
+    names_of,
     num_choices,
     priority_of,
     warm_up_request,
@@ -103,17 +105,17 @@ class Processor:
         self,
         settings: Settings,
         peers: Peers,
-        image_token_id: int,
+        placeholders: Placeholders,
         prefill_decode: PrefillDecode | None = None,
         media_tokens: Collection[int] = (),
         image_rule: ImageRule | None = None,
     ) -> None:
-        """`media_tokens`: all ids that stand for media in a prompt, that of images among them."""
+        """`media_tokens`: all ids that stand for media in a prompt, placeholders among them."""
         self.totals = ProcessorTotals()
         self._settings = settings
         self._peers = peers
-        self._image_token_id = image_token_id
-        self._media_tokens = {image_token_id, *media_tokens}
+        self._placeholders = placeholders
+        self._media_tokens = {*placeholders.values(), *media_tokens}
         self._prefill_decode = prefill_decode
         self._chunks = prefill_decode.chunks if prefill_decode else self._aggregated
         self._prefill = (
@@ -172,7 +174,7 @@ class Processor:
         encode_ids = sorted(self._peers.encode_transfer.instance_ids())
         for pair in list(itertools.product(prefill_ids, encode_ids))[:MAX_WARM_UPS]:
             async with asyncio.timeout(self._settings.bootstrap_timeout_s + SLACK_S):
-                request = warm_up_request(self._image_token_id)
+                request = warm_up_request(self._placeholders["image"])
                 async for _chunk in self._answer(request, context, Route(*pair)):
                     pass
 
@@ -233,7 +235,7 @@ class Processor:
         normalize_request_token_ids(request)
         if self._prefill_decode is not None:
             self._prefill_decode.check(request)
-        media = media_of(request, self._image_token_id, self._settings.max_media_items)
+        media = media_of(request, self._placeholders, self._settings.max_media_items)
         small = route == ANY_ROUTE and await self._adaptive.is_small(media)
         if media and not small:
             self._hand_off.require_room()
@@ -296,7 +298,10 @@ class Processor:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """Raises `PrefillFailed` for what another prefill worker might do better."""
         forwarded = without_media(request)
-        items = [Item(i, m, route.encode) for i, m in enumerate(media)]
+        items = [
+            Item(name, item, route.encode)
+            for name, item in zip(names_of(media), media, strict=True)
+        ]
         complete = False
         try:
             if items:
@@ -385,10 +390,17 @@ def _with_statistics(chunk: dict[str, Any], items: list[Item]) -> dict[str, Any]
     if not items or not chunk.get("finish_reason"):
         return chunk
     statistics = {
-        "image_tokens": sum(item.handshake.total_tokens or 0 for item in items),
+        **_tokens_by_modality(items),
         "rounds": sum(item.handshake.rounds for item in items),
         "bytes": sum(item.handshake.num_bytes for item in items),
         "wait_ms": round(1e3 * max(item.waited_s for item in items), 3),
     }
     engine_data = {**(chunk.get("engine_data") or {}), "mm_resume": statistics}
     return {**chunk, "engine_data": engine_data}
+
+
+def _tokens_by_modality(items: list[Item]) -> dict[str, int]:
+    tokens = dict.fromkeys(("image_tokens", "video_tokens"), 0)
+    for item in items:
+        tokens[f"{item.media.modality}_tokens"] += item.handshake.total_tokens or 0
+    return tokens

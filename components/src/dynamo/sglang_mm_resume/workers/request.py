@@ -2,10 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the processor reads from a request of the frontend, and what it passes on."""
 
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
-from dynamo.sglang_mm_resume.core.messages import Media
+from dynamo.sglang_mm_resume.core.messages import Media, Modality
+
+#: The token that stands for one item of each modality that the model knows.
+Placeholders = Mapping[Modality, int]
 
 #: Where a request names its media for the prefill worker: transfers that carry their embeddings
 #: (`list[Received]`), or the media themselves, to be encoded there (`list[Media]`).
@@ -29,38 +34,54 @@ def warm_up_request(image_token_id: int) -> dict[str, Any]:
     }
 
 
-def media_of(request: dict[str, Any], image_token_id: int, max_items: int) -> list[Media]:
+def media_of(request: dict[str, Any], placeholders: Placeholders, max_items: int) -> list[Media]:
     """The request's media items in prompt order. Raises `Refused` where they do not fit.
 
     The prompt has exactly one placeholder per item: more come from a prompt that spells the
     placeholder's text, fewer from items that the chat template did not place.
     """
     by_kind = request.get("multi_modal_data") or {}
-    unsupported = [kind for kind, items in by_kind.items() if items and kind != "image_url"]
-    if unsupported:
-        raise Refused(Reason.BAD_REQUEST, f"{unsupported[0]} items are not supported: send images")
-    items = by_kind.get("image_url") or []
-    placeholders = request["token_ids"].count(image_token_id)
-    if placeholders != len(items):
+    known = {f"{modality}_url" for modality in placeholders}
+    for kind, items in by_kind.items():
+        if items and kind not in known:
+            others = " or ".join(f"{modality}s" for modality in placeholders)
+            raise Refused(Reason.BAD_REQUEST, f"{kind} items are not supported: send {others}")
+    modality_of = {token: modality for modality, token in placeholders.items()}
+    places = [modality_of[token] for token in request["token_ids"] if token in modality_of]
+    given = {m: by_kind.get(f"{m}_url") or [] for m in placeholders}
+    for modality, items in given.items():
+        if places.count(modality) != len(items):
+            raise Refused(
+                Reason.BAD_REQUEST,
+                f"the prompt has {places.count(modality)} {modality} placeholder(s), the request "
+                f"{len(items)} {modality}(s): send one {modality} per placeholder and do not write "
+                "placeholders as text",
+            )
+    if len(places) > max_items:
         raise Refused(
             Reason.BAD_REQUEST,
-            f"the prompt has {placeholders} image placeholder(s), the request {len(items)} "
-            "image(s): send one image per placeholder and do not write placeholders as text",
-        )
-    if len(items) > max_items:
-        raise Refused(
-            Reason.BAD_REQUEST,
-            f"{len(items)} images in one request, at most {max_items} are accepted "
+            f"{len(places)} media items in one request, at most {max_items} are accepted "
             "(--mm-resume-max-media-items)",
         )
-    return [_media(item) for item in items]
+    queues = {modality: iter(items) for modality, items in given.items()}
+    return [_media(modality, next(queues[modality])) for modality in places]
 
 
-def _media(item: Any) -> Media:
+def _media(modality: Modality, item: Any) -> Media:
     url = item.get("Url") if isinstance(item, dict) else None
     if not isinstance(url, str) or not url:
-        raise Refused(Reason.BAD_REQUEST, "an image must be given as a URL")
-    return Media(modality="image", url=url)
+        raise Refused(Reason.BAD_REQUEST, f"each {modality} must be given as a URL")
+    return Media(modality=modality, url=url)
+
+
+def names_of(media: Sequence[Media]) -> list[str]:
+    """What messages call each item: `image 1`, `video 1`, `image 2`."""
+    seen: Counter[str] = Counter()
+    names = []
+    for item in media:
+        seen[item.modality] += 1
+        names.append(f"{item.modality} {seen[item.modality]}")
+    return names
 
 
 def without_media(request: dict[str, Any]) -> dict[str, Any]:

@@ -10,24 +10,37 @@ import asyncio
 import json
 import os
 import uuid
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any, Final
 
 import torch
 from dynamo.sglang._compat import get_mm_encoder_class, publish_server_args
+from dynamo.sglang.request_handlers.multimodal.encode_worker_handler import (
+    _install_load_video_passthrough,
+)
 from PIL import Image
 from sglang.srt.disaggregation.encoder.server import MMError
 from sglang.srt.managers.schedule_batch import Modality
+from sglang.srt.plugins import load_plugins
 
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.workers.batches import Batches
+from dynamo.sglang_mm_resume.workers.decoding import Unusable, Video
 
 #: Pictures that a GPU's tower takes at once. On a CPU they go one by one: attention over a batch is
 #: masked there, and eight pictures of 224 px took twelve times as long together as singly.
 GPU_BATCH: Final = 8
 #: Tokens of a batch, so that its activations stay those of one large picture.
 MAX_BATCH_TOKENS: Final = 4096
+#: Videos that are decoded and preprocessed at the same time.
+MAX_VIDEOS: Final = 2
+#: Frames a second that SGLang's engine takes a video of Qwen2.5-VL for, whatever it has: it does
+#: not pass the rate on, and this is what transformers then assumes. Its encoder says 2. Positions
+#: depend on it, so that we must say what the engine would.
+ENGINE_FPS: Final = 24.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +50,8 @@ class Prepared:
     total_tokens: int
     grid: tuple[int, int, int]  # (t, h, w) in patches
     context: Any  # SGLang's EncodeContext
+    timestamps: tuple[float, ...] = ()
+    second_per_grid: float | None = None
 
 
 class VisionEncoder:
@@ -47,11 +62,14 @@ class VisionEncoder:
         # SGLang reads the sizes of its loading and preprocessing pools from these.
         os.environ.setdefault("SGLANG_ENCODER_MM_LOAD_WORKERS", str(num_threads))
         os.environ.setdefault("SGLANG_ENCODER_PREPROC_WORKERS", str(num_threads))
+        load_plugins()  # as SGLang's engine does, but not its encoder
+        _install_load_video_passthrough()  # of videos that are open already
         publish_server_args(server_args, role="encoder")
         self._encoder = get_mm_encoder_class()(
             server_args, dist_init_method="tcp://127.0.0.1:0", rank=0
         )
         self._tower = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vision-tower")
+        self._videos = ThreadPoolExecutor(MAX_VIDEOS, thread_name_prefix="video")
         on_cpu = self._encoder.device == "cpu"
         self.batches: Batches[Prepared, torch.Tensor] = Batches(
             self._run_tower, max_batch or (1 if on_cpu else GPU_BATCH), MAX_BATCH_TOKENS
@@ -76,35 +94,65 @@ class VisionEncoder:
         return self._encoder.preprocessor.image_processor
 
     @property
+    def video_options(self) -> dict[str, Any]:
+        """Which frames SGLang takes of a video, and how large (`--mm-process-config`)."""
+        return dict(self._encoder.preprocessor.vision_config["video"])
+
+    @property
     def identity(self) -> str:
-        """What decides an embedding beside the picture and the layout: the checkpoint's revision,
-        and the options of its image processor.
+        """What decides an embedding beside the item and the layout: the checkpoint's revision, and
+        the options of preprocessing.
         """
-        options = self.image_processor.to_dict()
-        named = {"revision": self.server_args.revision, "image processor": options}
+        processors = (self.image_processor, self._encoder.preprocessor.video_processor)
+        named = {
+            "revision": self.server_args.revision,
+            "processors": [p.to_dict() if p is not None else None for p in processors],
+            "options": self._encoder.preprocessor.vision_config,
+        }
         return json.dumps(named, sort_keys=True, default=str)
 
-    async def prepare(self, image: Image.Image) -> Prepared:
-        """Preprocess one picture. Raises `Refused` if it cannot be."""
+    async def prepare(self, media: Image.Image | Video) -> Prepared:
+        """Preprocess one picture or video. Raises `Refused` or `Unusable` if it cannot be."""
+        if not isinstance(media, Video):
+            return await self._prepare(media, Modality.IMAGE)
+        # SGLang decodes videos in the loop that it is called from.
+        prepare = self._prepare(media, Modality.VIDEO)
+        return await asyncio.get_running_loop().run_in_executor(self._videos, asyncio.run, prepare)
+
+    async def _prepare(self, media: Image.Image | Video, modality: Modality) -> Prepared:
         request = {
             "req_id": f"mm-resume-{uuid.uuid4().hex}",
             "num_parts": 1,
             "part_idx": 0,
-            "mm_items": [image],
+            "mm_items": [media],
             "hashes": None,
         }
         try:
             context = await self._encoder._prepare_encode_context(
-                [request], Modality.IMAGE, use_global_cache=False
+                [request], modality, use_global_cache=False
             )
         except MMError as error:
+            if isinstance(error.__context__, Unusable | Refused):
+                raise error.__context__ from None
             if int(error.code) >= 500:
                 raise
-            text = f"the picture cannot be used ({error.message:.200}): send one of another shape"
-            raise Refused(Reason.BAD_REQUEST, text) from error
+            text = f"cannot be used ({error.message:.200}): send one of another shape"
+            raise Refused(Reason.BAD_REQUEST, f"the {modality.name.lower()} {text}") from error
         result = context.preprocess_result
         t, h, w = (int(n) for n in result.grid_thw[0])
-        return Prepared(int(result.token_counts[0]), (t, h, w), context)
+        return Prepared(
+            int(result.token_counts[0]), (t, h, w), context, *self._times(context.aux_data)
+        )
+
+    def _times(self, aux_data: dict[str, Any]) -> tuple[tuple[float, ...], float | None]:
+        """Of a video: the second of each step of its grid, and the seconds of one step, each where
+        the model wants it.
+        """
+        timestamps = aux_data.get("video_timestamps")
+        steps = tuple(float(second) for second in timestamps[0]) if timestamps else ()
+        if aux_data.get("second_per_grid_ts") is None:
+            return steps, None
+        return steps, self._encoder.preprocessor.video_processor.temporal_patch_size / ENGINE_FPS
 
     async def encode(self, prepared: Prepared) -> torch.Tensor:
         """The embedding, `(total_tokens, width)`, on the tower's device and in its dtype.
@@ -114,7 +162,8 @@ class VisionEncoder:
         return await self.batches.result_of(prepared, prepared.total_tokens)
 
     def close(self) -> None:
-        self._tower.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._tower, self._videos):
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def _run_tower(self, batch: list[Prepared]) -> list[torch.Tensor]:
         loop = asyncio.get_running_loop()
@@ -122,15 +171,18 @@ class VisionEncoder:
 
     def _encode(self, batch: list[Prepared]) -> list[torch.Tensor]:
         """In the tower's thread."""
-        if len(batch) == 1:
-            compute = self._encoder._compute_embedding(batch[0].context, keep_on_gpu=True)
+        return [rows for group in _groups(batch) for rows in self._encode_group(group)]
+
+    def _encode_group(self, group: list[Prepared]) -> tuple[torch.Tensor, ...]:
+        if len(group) == 1:
+            compute = self._encoder._compute_embedding(group[0].context, keep_on_gpu=True)
             rows: torch.Tensor = asyncio.run(compute)
         else:
-            rows = self._encode_together(batch)
+            rows = self._encode_together(group)
         if rows.device.type == "cuda":
             # The copy into the pool runs on another stream, from another thread.
             torch.cuda.current_stream(rows.device).synchronize()
-        return list(rows.split([prepared.total_tokens for prepared in batch]))
+        return rows.split([prepared.total_tokens for prepared in group])
 
     def _encode_together(self, batch: list[Prepared]) -> torch.Tensor:
         """All rows of all pictures, in order. Raises `RuntimeError` if there are too few."""
@@ -150,6 +202,13 @@ class VisionEncoder:
             context.mm_feature, result, every, context.modality
         )
         return items
+
+
+def _groups(batch: list[Prepared]) -> Iterator[list[Prepared]]:
+    """What goes through the tower together: neighbouring pictures do, a video goes alone."""
+    for are_pictures, found in groupby(batch, lambda p: p.context.modality is Modality.IMAGE):
+        group = list(found)
+        yield from [group] if are_pictures else ([video] for video in group)
 
 
 def max_image_tokens(image_processor: Any) -> int | None:

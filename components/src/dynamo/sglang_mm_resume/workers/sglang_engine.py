@@ -5,11 +5,12 @@
 Finished embeddings enter through the seam that SGLang made for a separate encoder: its processor's
 `get_validated_mm_data` expands the placeholders by the model's own rule, computes M-RoPE and
 checks rows against placeholders (R12) in this process, before the scheduler sees anything.
-A request names its embeddings by *references* in `image_data`, where otherwise URLs stand, so
-that Dynamo's handlers pass them on unchanged. The names are guarded by
+A request names its embeddings by *references* in `image_data` and `video_data`, where otherwise
+URLs stand, so that Dynamo's handlers pass them on unchanged. The names are guarded by
 tests/workers/test_upstream_names.py.
 """
 
+import copy
 import math
 import os
 import uuid
@@ -28,6 +29,9 @@ from sglang.srt.managers.schedule_batch import Modality
 
 from dynamo.sglang_mm_resume import sglang_no_tower
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
+from dynamo.sglang_mm_resume.core.messages import Modality as ModalityName
+from dynamo.sglang_mm_resume.core.messages import Received
+from dynamo.sglang_mm_resume.workers.decoding import Video
 
 EXTERNAL_MODELS: Final = "SGLANG_EXTERNAL_MODEL_PACKAGE"
 SCHEME: Final = "mm-resume:"
@@ -38,14 +42,42 @@ MAX_PATCHES_PER_TOKEN: Final = 64
 
 @dataclass(frozen=True, slots=True)
 class Embedding:
-    """One picture's embedding, `(total_tokens, width)`, and its patch grid `(t, h, w)`.
+    """One item's embedding, `(total_tokens, width)`, and its patch grid `(t, h, w)`.
 
-    `content_hash`, 16 hex digits, is what the engine's prefix cache knows the picture by.
+    `content_hash`, 16 hex digits, is what the engine's prefix cache knows the item by. The last two
+    are of a video, and as in `core.messages.Shape`.
     """
 
     rows: torch.Tensor
     grid: tuple[int, ...]
     content_hash: str
+    modality: ModalityName = "image"
+    timestamps: tuple[float, ...] = ()
+    second_per_grid: float | None = None
+
+    @classmethod
+    def of(cls, received: Received, rows: torch.Tensor) -> "Embedding":
+        """What a request says of an item, with the rows that came for it."""
+        return cls(
+            rows,
+            received.grid,
+            received.content_hash,
+            received.modality,
+            received.timestamps,
+            received.second_per_grid,
+        )
+
+    @property
+    def pieces(self) -> list[tuple[torch.Tensor, int]]:
+        """Rows and hash of each run of placeholders: a video whose steps the prompt tells apart by
+        time stamps has one per step.
+        """
+        own = int(self.content_hash, 16)
+        if not self.timestamps:
+            return [(self.rows, own)]
+        steps = self.rows.tensor_split(self.grid[0])
+        # Copies: to another process, a part of a tensor travels with the whole of it.
+        return [(rows.clone(), own ^ step) for step, rows in enumerate(steps)]
 
 
 def rows_unseen(total_tokens: int) -> torch.Tensor:
@@ -53,8 +85,8 @@ def rows_unseen(total_tokens: int) -> torch.Tensor:
     return torch.empty(1, 1).expand(total_tokens, 1)
 
 
-#: What stands for a picture: its embedding, or itself where no encode worker is at hand.
-Offer = Embedding | Image.Image
+#: What stands for an item: its embedding, or itself where no encode worker is at hand.
+Offer = Embedding | Image.Image | Video
 
 
 class EmbeddingInput:
@@ -70,8 +102,8 @@ class EmbeddingInput:
         return len(self._offered)
 
     def offer(self, offers: Sequence[Offer]) -> list[str]:
-        """References for `image_data`, one per picture, valid until `withdraw`."""
-        references = [SCHEME + uuid.uuid4().hex for _ in offers]
+        """References, one per item, valid until `withdraw`."""
+        references = [f"{SCHEME}{_modality_of(offer)}:{uuid.uuid4().hex}" for offer in offers]
         self._offered.update(zip(references, offers, strict=True))
         return references
 
@@ -81,43 +113,100 @@ class EmbeddingInput:
 
     async def _process(self, *args: Any, **kwargs: Any) -> Any:
         """SGLang asks for the multimodal data of one request (more than once if n > 1)."""
-        images = kwargs.get("image_data") or []
-        if not any(isinstance(image, str) and image.startswith(SCHEME) for image in images):
+        request = kwargs.get("request_obj")
+        given = (kwargs.get("image_data") or [], getattr(request, "video_data", None) or [])
+        if not any(_is_reference(item) for items in given for item in items):
             return await self._original(*args, **kwargs)
         try:
-            offers = [self._offered[image] for image in images]
+            images, videos = ([self._offered[item] for item in items] for items in given)
         except (KeyError, TypeError):
             raise ProtocolError("a request names embeddings that are not here") from None
-        embeddings = [offer for offer in offers if isinstance(offer, Embedding)]
-        if not embeddings:  # pictures for the engine's own tower
-            return await self._original(*args, **{**kwargs, "image_data": offers})
-        return self._build(kwargs["input_text"], embeddings)
+        embeddings = [offer for offer in (*images, *videos) if isinstance(offer, Embedding)]
+        if embeddings:
+            return self._build(kwargs["input_text"], embeddings)
+        # Pictures and videos for the engine's own tower.
+        loaded = copy.copy(request)
+        if videos and loaded is not None:
+            loaded.video_data = videos
+        return await self._original(
+            *args, **{**kwargs, "image_data": images or None, "request_obj": loaded}
+        )
 
     def _build(self, prompt_ids: Any, embeddings: Sequence[Embedding]) -> Any:
-        rows = [embedding.rows for embedding in embeddings]
         for embedding in embeddings:
             _require_plausible(embedding)  # SGLang spells out every token of a grid
-        total_tokens = sum(len(r) for r in rows)
-        # SGLang wants all rows in one tensor and hands slices of it to the items. A stand-in of
-        # that shape and no memory saves that copy; each item then gets its own tensor.
-        stand_in = rows[0].new_empty(1, 1).expand(total_tokens, rows[0].shape[1])
+        images = [e for e in embeddings if e.modality == "image"]
+        videos = [e for e in embeddings if e.modality == "video"]
         try:
             output = self._processor.get_validated_mm_data(
                 prompt_ids,
-                {Modality.IMAGE: stand_in},
-                img_grid_thw=torch.tensor([embedding.grid for embedding in embeddings]),
+                {
+                    modality: _stand_in(own)
+                    for modality, own in ((Modality.IMAGE, images), (Modality.VIDEO, videos))
+                    if own
+                },
+                img_grid_thw=_grids(images),
+                video_grid_thw=_grids(videos),
+                **_times(videos),
             )
-        except (RuntimeError, IndexError, ValueError) as error:
+        except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise ProtocolError(f"embeddings do not fit their prompt: {error}") from error
-        for item, embedding in zip(output.mm_items, embeddings, strict=True):
-            if len(item.precomputed_embeddings) != len(embedding.rows):
-                raise ProtocolError(
-                    f"a picture has {len(embedding.rows)} embedding rows, "
-                    f"its place in the prompt {len(item.precomputed_embeddings)}"
-                )
-            item.precomputed_embeddings = embedding.rows
-            item.set_hash(int(embedding.content_hash, 16))
+        _fill([item for item in output.mm_items if item.is_modality(Modality.IMAGE)], images)
+        _fill([item for item in output.mm_items if item.is_modality(Modality.VIDEO)], videos)
         return output
+
+
+def _is_reference(item: Any) -> bool:
+    return isinstance(item, str) and item.startswith(SCHEME)
+
+
+def _modality_of(offer: Offer) -> ModalityName:
+    if isinstance(offer, Embedding):
+        return offer.modality
+    return "video" if isinstance(offer, Video) else "image"
+
+
+def modality_of_reference(reference: str) -> str:
+    """Whether it belongs among a request's images or its videos."""
+    return reference.removeprefix(SCHEME).partition(":")[0]
+
+
+def _stand_in(embeddings: Sequence[Embedding]) -> torch.Tensor:
+    """SGLang wants all rows of a modality in one tensor and hands slices of it to the items.
+
+    This has that shape and no memory, which saves the copy; each item then gets its own rows.
+    """
+    first = embeddings[0].rows
+    return first.new_empty(1, 1).expand(sum(len(e.rows) for e in embeddings), first.shape[1])
+
+
+def _grids(embeddings: Sequence[Embedding]) -> torch.Tensor | None:
+    return torch.tensor([e.grid for e in embeddings]) if embeddings else None
+
+
+def _times(videos: Sequence[Embedding]) -> dict[str, Any]:
+    """What the model wants to know of each video beside its grid."""
+    times: dict[str, Any] = {}
+    if any(video.timestamps for video in videos):
+        times["video_timestamps"] = [list(video.timestamps) for video in videos]
+    if any(video.second_per_grid is not None for video in videos):
+        times["second_per_grid_ts"] = torch.tensor([v.second_per_grid or 0.0 for v in videos])
+    return times
+
+
+def _fill(items: Sequence[Any], embeddings: Sequence[Embedding]) -> None:
+    """Give SGLang's items their rows and names. Raises `ProtocolError` where they differ."""
+    pieces = [piece for embedding in embeddings for piece in embedding.pieces]
+    if len(items) != len(pieces):
+        raise ProtocolError(f"the prompt has places for {len(items)} embeddings, not {len(pieces)}")
+    for item, (rows, name) in zip(items, pieces, strict=True):
+        if len(item.precomputed_embeddings) != len(rows):
+            raise ProtocolError(
+                f"an item has {len(rows)} embedding rows, "
+                f"its place in the prompt {len(item.precomputed_embeddings)}"
+            )
+        item.precomputed_embeddings = rows
+        item.set_hash(name)
 
 
 def _require_plausible(embedding: Embedding) -> None:

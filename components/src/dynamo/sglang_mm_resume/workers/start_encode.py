@@ -88,7 +88,10 @@ async def _serve(
         settings,
         encoder,
         MediaLoader(
-            threads, layout.fingerprint + encoder.identity, settings.bootstrap_timeout_s / 2
+            threads,
+            layout.fingerprint + encoder.identity,
+            settings.bootstrap_timeout_s / 2,
+            encoder.video_options,
         ),
         Writer(
             pool.blocks,

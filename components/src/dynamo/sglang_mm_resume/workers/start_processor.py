@@ -7,8 +7,9 @@ import asyncio
 import json
 import logging
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dynamo.common.configuration.groups.runtime_args import (
     DynamoRuntimeArgGroup,
@@ -21,6 +22,7 @@ from dynamo.runtime import Context
 
 from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.config import ENCODE_MIN_ITEMS, ENCODE_MIN_TOKENS, Settings
+from dynamo.sglang_mm_resume.core.messages import Modality
 from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT, PrefillDecode
@@ -33,12 +35,18 @@ from dynamo.sglang_mm_resume.workers.lifecycle import (
 )
 from dynamo.sglang_mm_resume.workers.presence import Presence
 from dynamo.sglang_mm_resume.workers.processor import Peers, Processor
+from dynamo.sglang_mm_resume.workers.request import Placeholders
 from dynamo.sglang_mm_resume.workers.sizes import ImageRule
 from dynamo.sglang_mm_resume.workers.status import STATUS_ENDPOINT, answering, described
 
 logger = logging.getLogger(__name__)
 
 COMPONENT = "processor"
+#: Fields of config.json that name the token of one item.
+_PLACEHOLDER_KEYS: Final[Mapping[Modality, Sequence[str]]] = {
+    "image": ("image_token_id", "image_token_index", "media_placeholder_token_id"),
+    "video": ("video_token_id",),
+}
 
 #: Fields of a model's config.json, such as `video_token_id` and `vision_start_token_id`.
 _MEDIA_TOKEN = re.compile(r"(image|video|audio|media|vision)_(\w+_)?token_(id|index)")
@@ -96,7 +104,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     with argument_errors():
         config.validate()
         _require_possible(settings, config)
-    image_token_id = await _image_token_id(config.model_path)
+    placeholders = await _placeholders(config.model_path)
     runtime, loop = runtime_of(config)
     endpoints: list[Any] = []
     shutdown = asyncio.Event()
@@ -112,7 +120,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     together = _together(settings, peers, decode)
     media_tokens = await _media_tokens(config.model_path)
     image_rule = _image_rule(settings, await _folder(config.model_path))
-    processor = Processor(settings, peers, image_token_id, together, media_tokens, image_rule)
+    processor = Processor(settings, peers, placeholders, together, media_tokens, image_rule)
     status = described(presence.counted(processor.status), namespace)
     serve_status(runtime, status)
     publish_metrics(generate, status, name, f"{namespace}.{COMPONENT}")
@@ -220,13 +228,18 @@ def _image_rule(settings: Settings, folder: Path) -> ImageRule | None:
     return rule
 
 
-async def _image_token_id(model_path: str) -> int:
-    """The id of one picture's placeholder, from the model's own config.json."""
+async def _placeholders(model_path: str) -> Placeholders:
+    """The ids of one picture's and one video's placeholder, from the model's own config.json."""
     config = await _model_config(model_path)
-    for key in ("image_token_id", "image_token_index", "media_placeholder_token_id"):
-        if isinstance(config.get(key), int):
-            return int(config[key])
-    raise SystemExit(f"error: --model-path: {model_path} names no image placeholder in config.json")
+    found: dict[Modality, int] = {}
+    for modality, keys in _PLACEHOLDER_KEYS.items():
+        ids = [config[key] for key in keys if isinstance(config.get(key), int)]
+        if ids:
+            found[modality] = ids[0]
+    if "image" not in found:
+        text = f"{model_path} names no image placeholder in config.json"
+        raise SystemExit(f"error: --model-path: {text}")
+    return found
 
 
 async def _media_tokens(model_path: str) -> set[int]:
