@@ -6,6 +6,7 @@ serve one graph, while it is being updated for instance.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from itertools import count, islice, product
 
@@ -37,7 +38,7 @@ WITH_SLOTS = "prefill-1"
 OF_RELEASE_BEFORE = ("encode-1", "prefill-1")
 QUESTION = "What is this?"
 MAX_TOKENS = 12
-ENOUGH = 32
+ENOUGH = 64
 """Requests after which every pair of workers has served, taking turns."""
 FITS_A_SLOT = (8, 8)
 BEYOND_A_SLOT = (15, 11)
@@ -119,6 +120,7 @@ def _by_every_pair(
 ) -> Iterator[tuple[Pair, Image.Image, OracleAnswer, Answer]]:
     """Answers to different pictures until each encode worker has met each prefill worker."""
     missing = set(product(ENCODE, PREFILL))
+    shift = random.Random(0)
     for n, (image, expected) in enumerate(pictures):
         assert n < ENOUGH, f"never chosen: {missing}"
         before = _transfers(stack)
@@ -129,7 +131,7 @@ def _by_every_pair(
         missing.discard((encode, prefill))
         if not missing:
             return
-        if n % 2:  # turns of prefill workers and of encode workers would stay in step
+        if shift.random() < 0.5:  # the turns of prefill workers and of encode workers are in step
             _ask(stack, [])
 
 
