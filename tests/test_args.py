@@ -78,6 +78,7 @@ SPELLINGS: dict[str, tuple[str, str, Any, str]] = {
         "local",
         "local",
     ),
+    "router_mode": ("--router-mode", "DYN_SGL_MM_RESUME_ROUTER_MODE", "kv", "kv"),
     "encode_min_tokens": ("--encode-min-tokens", "DYN_SGL_MM_RESUME_ENCODE_MIN_TOKENS", 9, "9"),
     "encode_min_items": ("--encode-min-items", "DYN_SGL_MM_RESUME_ENCODE_MIN_ITEMS", 3, "3"),
     "shutdown_grace_s": (

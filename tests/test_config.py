@@ -25,6 +25,7 @@ DEFAULTS = {
     "heartbeat_max_failures": 2,
     "pool_device": "auto",
     "encode_fallback": "fail",
+    "router_mode": "least-outstanding",
     "encode_min_tokens": None,
     "encode_min_items": None,
     "local_vision": True,

@@ -41,6 +41,8 @@ class Deployment:
     num_encode: int = 1
     num_prefill: int = 1
     num_decode: int = 0
+    kv_events: bool = False
+    """Prefill workers tell routers what they have in their KV cache."""
     traced: bool = False
     """Export spans to `Keeper.spans`."""
 
@@ -100,6 +102,13 @@ TWO_BY_TWO = Deployment(
     env=(("DYN_SGL_MM_RESUME_ADAPTIVE_DEFAULT", "true"),),
     num_encode=2,
     num_prefill=2,
+)
+KV_ROUTING = Deployment(
+    "kv-routing",
+    workers=SMALL_POOL.workers,
+    processor=("--router-mode", "kv"),
+    num_prefill=2,
+    kv_events=True,
 )
 
 FAULTS = Deployment(
@@ -250,6 +259,7 @@ class Keeper:
             num_encode=deployment.num_encode,
             num_prefill=deployment.num_prefill,
             num_decode=deployment.num_decode,
+            kv_events=deployment.kv_events,
             dtype="float32",
             frontend_module=deployment.frontend_module,
             processor_args=deployment.processor,

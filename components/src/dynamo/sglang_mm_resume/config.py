@@ -138,6 +138,15 @@ ENCODE_FALLBACK = SettingSpec(
     "worker's engine encodes them by itself.",
     pattern="fail|local",
 )
+ROUTER_MODE = SettingSpec(
+    "--router-mode",
+    "DYN_SGL_MM_RESUME_ROUTER_MODE",
+    "least-outstanding or kv",
+    "Processor: a request goes to the prefill worker with the least outstanding work, or to the "
+    "one that Dynamo's KvRouter chooses by what is cached there; for that, prefill workers need "
+    "--kv-events-config.",
+    pattern="least-outstanding|kv",
+)
 ENCODE_MIN_TOKENS = SettingSpec(
     "--encode-min-tokens",
     "DYN_SGL_MM_RESUME_ENCODE_MIN_TOKENS",
@@ -251,6 +260,7 @@ class Settings(BaseModel):
     heartbeat_max_failures: Annotated[int, HEARTBEAT_MAX_FAILURES] = 2
     pool_device: Annotated[str, POOL_DEVICE] = "auto"
     encode_fallback: Annotated[str, ENCODE_FALLBACK] = "fail"
+    router_mode: Annotated[str, ROUTER_MODE] = "least-outstanding"
     encode_min_tokens: Annotated[int | None, ENCODE_MIN_TOKENS] = None
     encode_min_items: Annotated[int | None, ENCODE_MIN_ITEMS] = None
     local_vision: Annotated[bool, LOCAL_VISION] = True
@@ -308,7 +318,7 @@ class Settings(BaseModel):
             raise refusal(spec, complaint)
         return value
 
-    @field_validator("pool_device", "encode_fallback")
+    @field_validator("pool_device", "encode_fallback", "router_mode")
     @classmethod
     def _one_of(cls, value: str, info: ValidationInfo) -> str:
         spec = spec_of(str(info.field_name))

@@ -154,6 +154,23 @@ CATALOGUE: Final = (
     ),
     Metric(
         "counter",
+        "routed",
+        PROCESSOR,
+        "requests",
+        "Requests for which the KV router has chosen the prefill worker (`--router-mode kv`).",
+    ),
+    Metric(
+        "counter", "routed_hits", PROCESSOR, "requests", "Those whose beginning is cached there."
+    ),
+    Metric(
+        "counter", "routed_tokens", PROCESSOR, "tokens", "Tokens of prompts that the router knew."
+    ),
+    Metric("counter", "routed_overlap_tokens", PROCESSOR, "tokens", "Those that are cached there."),
+    Metric(
+        "counter", "routing_failures", PROCESSOR, "requests", "Requests for which it chose nobody."
+    ),
+    Metric(
+        "counter",
         "encode_fallbacks",
         PROCESSOR,
         "requests",

@@ -45,6 +45,7 @@ from dynamo.sglang_mm_resume.workers.hand_off import (
     Peers,
     PrefillFailed,
 )
+from dynamo.sglang_mm_resume.workers.kv_router import Choice, KvRouting, Router
 from dynamo.sglang_mm_resume.workers.lifecycle import RequestStopped, until_stopped
 from dynamo.sglang_mm_resume.workers.request import (
     LOCAL_MEDIA_KEY,
@@ -109,6 +110,8 @@ class Processor:
         prefill_decode: PrefillDecode | None = None,
         media_tokens: Collection[int] = (),
         image_rule: ImageRule | None = None,
+        kv_router: Router | None = None,
+        page_size: int = 1,
     ) -> None:
         """`media_tokens`: all ids that stand for media in a prompt, placeholders among them."""
         self.totals = ProcessorTotals()
@@ -131,6 +134,7 @@ class Processor:
             self._prefill.answers_ping,
         )
         sizes = KnownSizes(image_rule)
+        self._kv_routing = KvRouting(kv_router, page_size, placeholders.values(), sizes)
         self._adaptive = AdaptiveEncode(settings, sizes, peers.prefill_transfer)
         self._hand_off = HandOff(settings, peers, self._prefill_workers, sizes)
         self._live = 0
@@ -187,7 +191,8 @@ class Processor:
 
     def status(self) -> dict[str, Any]:
         """What operators and tests look at; every number is current."""
-        totals = {**asdict(self.totals), **asdict(self._hand_off.totals)}
+        parts = (self.totals, self._hand_off.totals, self._kv_routing.totals)
+        totals = {name: value for part in parts for name, value in asdict(part).items()}
         return {
             "role": "processor",
             "requests": self._live,
@@ -239,16 +244,31 @@ class Processor:
         small = route == ANY_ROUTE and await self._adaptive.is_small(media)
         if media and not small:
             self._hand_off.require_room()
+        async with self._kv_routing.choose(request, media) as choice:
+            async for chunk in self._answer_by(request, media, small, choice, context, route):
+                yield chunk
+
+    async def _answer_by(
+        self,
+        request: dict[str, Any],
+        media: list[Media],
+        small: bool,
+        choice: Choice,
+        context: Any,
+        route: Route,
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """By the choice, where it can be used. `small`: its engine encodes the media itself."""
         answer = Answer(request, self._media_tokens)
         tried: set[int] = set()
         while True:
-            async with self._prefill_workers.borrow(route.prefill, tried) as prefill:
+            async with self._prefill_workers.borrow(route.prefill, tried, choice.worker) as prefill:
                 tried.add(prefill)
                 part = answer.next_part()
                 try:
                     here = small and self._adaptive.can_encode(prefill)
                     attempt = self._locally if here else self._attempt
                     async for chunk in attempt(part, media, prefill, context, route):
+                        await choice.prefilled()
                         yield answer.add(chunk)
                     return
                 except PrefillFailed as error:

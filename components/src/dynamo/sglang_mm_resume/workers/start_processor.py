@@ -11,13 +11,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from dynamo.common.configuration.groups.kv_router_args import KvRouterArgGroup, KvRouterConfigBase
 from dynamo.common.configuration.groups.runtime_args import (
     DynamoRuntimeArgGroup,
     DynamoRuntimeConfig,
 )
 from dynamo.common.utils.endpoint_types import parse_endpoint_types
 from dynamo.common.utils.graceful_shutdown import install_signal_handlers
-from dynamo.llm import ModelInput, ModelRuntimeConfig, WorkerType, fetch_model, register_model
+from dynamo.llm import (
+    KvRouter,
+    KvRouterConfig,
+    ModelInput,
+    ModelRuntimeConfig,
+    WorkerType,
+    fetch_model,
+    register_model,
+)
 from dynamo.runtime import Context
 
 from dynamo.sglang_mm_resume import tracing
@@ -52,7 +61,7 @@ _PLACEHOLDER_KEYS: Final[Mapping[Modality, Sequence[str]]] = {
 _MEDIA_TOKEN = re.compile(r"(image|video|audio|media|vision)_(\w+_)?token_(id|index)")
 
 
-class ProcessorConfig(DynamoRuntimeConfig):
+class ProcessorConfig(DynamoRuntimeConfig, KvRouterConfigBase):
     """The processor's own arguments beside Dynamo's runtime ones."""
 
     model_path: str
@@ -68,6 +77,7 @@ def build_parser() -> argparse.ArgumentParser:
         prog="python -m dynamo.sglang_mm_resume.processor", allow_abbrev=False
     )
     DynamoRuntimeArgGroup().add_arguments(parser)
+    KvRouterArgGroup().add_arguments(parser)
     group = parser.add_argument_group("Model")
     group.add_argument(
         "--model-path",
@@ -103,6 +113,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     config = ProcessorConfig.from_cli_args(build_parser().parse_args(rest))
     with argument_errors():
         config.validate()
+        config.apply_router_config()
         _require_possible(settings, config)
     placeholders = await _placeholders(config.model_path)
     runtime, loop = runtime_of(config)
@@ -120,7 +131,16 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     together = _together(settings, peers, decode)
     media_tokens = await _media_tokens(config.model_path)
     image_rule = _image_rule(settings, await _folder(config.model_path))
-    processor = Processor(settings, peers, placeholders, together, media_tokens, image_rule)
+    processor = Processor(
+        settings,
+        peers,
+        placeholders,
+        together,
+        media_tokens,
+        image_rule,
+        _kv_router(settings, config, runtime),
+        config.page_size,
+    )
     status = described(presence.counted(processor.status), namespace)
     serve_status(runtime, status)
     publish_metrics(generate, status, name, f"{namespace}.{COMPONENT}")
@@ -189,6 +209,13 @@ async def connect(runtime: Any, namespace: str) -> Peers:
         encode=await client("encoder.generate"),
         encode_transfer=await client("encoder.mm_transfer"),
     )
+
+
+def _kv_router(settings: Settings, config: ProcessorConfig, runtime: Any) -> KvRouter | None:
+    if settings.router_mode != "kv":
+        return None
+    prefill = runtime.endpoint(f"{config.namespace}.prefill.generate")
+    return KvRouter(prefill, config.page_size, KvRouterConfig(**config.kv_router_kwargs()))
 
 
 async def _decode_workers(settings: Settings, runtime: Any, namespace: str) -> Workers:

@@ -1,0 +1,128 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which prefill worker should have a request: the one with its beginning in the KV cache.
+
+Dynamo's `KvRouter` knows what engines have cached, from the events that they publish, and what is
+under way there. It is asked about the prompt as engines cache it: in place of each picture, as many
+values as it has tokens, made of its content hash. Both are known of a picture that an encode worker
+has named before; what follows one that is new is left out, as nobody can have it.
+"""
+
+import logging
+import uuid
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from dynamo.sglang_mm_resume.core.messages import Media, Sized
+from dynamo.sglang_mm_resume.workers.sizes import KnownSizes
+
+logger = logging.getLogger(__name__)
+
+
+class Router(Protocol):
+    """The part of Dynamo's `KvRouter` that is used."""
+
+    async def best_worker(
+        self, token_ids: list[int], *, request_id: str, lora_name: str | None
+    ) -> tuple[int, int, int]: ...
+
+    async def mark_prefill_complete(self, request_id: str) -> None: ...
+
+    async def free(self, request_id: str) -> None: ...
+
+
+@dataclass(slots=True)
+class RoutingTotals:
+    """Counters since the start; metrics.py says what each is."""
+
+    routed: int = 0
+    routed_hits: int = 0
+    routed_tokens: int = 0
+    routed_overlap_tokens: int = 0
+    routing_failures: int = 0
+
+
+class Choice:
+    """The worker that a request should have, if there is one."""
+
+    def __init__(self, router: Router | None, worker: int | None, request_id: str) -> None:
+        self.worker = worker
+        self._router = router
+        self._request_id = request_id
+
+    async def prefilled(self) -> None:
+        """The first token is there: from now on it is decoded."""
+        if self._router is not None:
+            router, self._router = self._router, None
+            await router.mark_prefill_complete(self._request_id)
+
+
+class KvRouting:
+    """Chooses for each request; without a router, nobody."""
+
+    def __init__(
+        self, router: Router | None, block_size: int, image_token_id: int, sizes: KnownSizes
+    ) -> None:
+        """`block_size`: tokens per page of the engines' KV."""
+        self.totals = RoutingTotals()
+        self._router = router
+        self._block_size = block_size
+        self._image_token_id = image_token_id
+        self._sizes = sizes
+
+    @asynccontextmanager
+    async def choose(
+        self, request: dict[str, Any], media: Sequence[Media]
+    ) -> AsyncIterator[Choice]:
+        """The choice, counted as work of its worker until the block ends."""
+        request_id = uuid.uuid4().hex
+        worker = await self._ask(request, media, request_id)
+        if self._router is None or worker is None:
+            yield Choice(None, None, request_id)
+            return
+        try:
+            yield Choice(self._router, worker, request_id)
+        finally:
+            await self._router.free(request_id)
+
+    async def _ask(
+        self, request: dict[str, Any], media: Sequence[Media], request_id: str
+    ) -> int | None:
+        if self._router is None:
+            return None
+        tokens = list(self._as_cached(request["token_ids"], media))
+        lora_name = (request.get("routing") or {}).get("lora_name")
+        try:
+            worker, _rank, overlap = await self._router.best_worker(
+                tokens, request_id=request_id, lora_name=lora_name
+            )
+        except Exception as error:  # whatever it is: there is a choice without it
+            self.totals.routing_failures += 1
+            logger.warning("the KV router chooses nobody: %s", str(error) or type(error).__name__)
+            return None
+        self.totals.routed += 1
+        self.totals.routed_hits += overlap > 0
+        self.totals.routed_tokens += len(tokens)
+        self.totals.routed_overlap_tokens += overlap * self._block_size
+        return worker
+
+    def _as_cached(self, token_ids: Sequence[int], media: Sequence[Media]) -> Iterator[int]:
+        """The prompt as engines cache it, up to the first item that nobody can have."""
+        items = (item for item in media if item.modality == "image")
+        for token in token_ids:
+            if token != self._image_token_id:
+                yield token
+                continue
+            sized = self._sizes.seen(next(items))
+            if sized is None:
+                return
+            yield from cached_as(sized)
+
+
+def cached_as(sized: Sized) -> Iterator[int]:
+    """What stands for a picture in the keys of SGLang's prefix cache, and in its KV events."""
+    value = 1_000_000 + int(sized.content_hash, 16) % 2**30
+    for _ in range(sized.total_tokens):
+        yield value
