@@ -33,6 +33,9 @@ ABOVE_DEFAULT = (7, 6)
 ABOVE_POOL = (15, 11)
 LONG = 6000
 HOME_DEADLINE_S = 15.0
+NUM_CHOICES = 3
+ALMOST_GREEDY = 1e-5
+"""The frontend wants a temperature for several choices; this one leaves no choice."""
 
 
 @pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
@@ -100,13 +103,24 @@ def test_many_requests_at_once(stack: LocalStack, oracle: Oracle) -> None:
         assert_exact(answer, right)
 
 
-def test_several_choices_are_refused_before_any_work(stack: LocalStack) -> None:
-    before = status(stack, "encode")["totals"]
-    # Dynamo itself wants a temperature for several choices, and no `completion_token_ids`.
-    answer = _ask(stack, [patchwork(480, *BELOW_DEFAULT)], n=2, temperature=1, nvext={})
-    assert answer.status == 400
-    assert "n must be 1" in answer.error_message
-    assert status(stack, "encode")["totals"] == before
+@pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
+@pytest.mark.parametrize("images", [[], [patchwork(480, *ABOVE_POOL)]], ids=["text", "picture"])
+def test_every_choice_is_exact_from_one_transfer(
+    stack: LocalStack, oracle: Oracle, images: list[Image.Image], stream: bool
+) -> None:
+    before = status(stack, "processor")["totals"]["items"]
+    answer = _ask_choices(stack, images, ALMOST_GREEDY, stream)
+    expected = oracle.generate(images, QUESTION, MAX_TOKENS)
+    assert _choices(answer) == [(expected.text, "length")] * NUM_CHOICES
+    assert answer.usage is not None
+    assert answer.usage["prompt_tokens"] == expected.prompt_tokens
+    assert answer.usage["completion_tokens"] == NUM_CHOICES * MAX_TOKENS
+    assert status(stack, "processor")["totals"]["items"] - before == len(images)
+
+
+def test_choices_differ_from_each_other(stack: LocalStack) -> None:
+    answer = _ask_choices(stack, [patchwork(482, *BELOW_DEFAULT)], temperature=2)
+    assert len(set(_choices(answer))) > 1
 
 
 @pytest.mark.parametrize("images", [[], [patchwork(481, *BELOW_DEFAULT)]], ids=["text", "picture"])
@@ -147,6 +161,26 @@ def _ask(
     urls = [data_url(image) for image in images]
     extra = {"logprobs": True, **extra}
     return ask(stack.base_url, MODEL_NAME, urls, question, max_tokens, **extra)
+
+
+def _ask_choices(
+    stack: LocalStack, images: list[Image.Image], temperature: float, stream: bool = False
+) -> Answer:
+    # Dynamo does not give `completion_token_ids` of several choices.
+    options: dict[str, Any] = {"n": NUM_CHOICES, "temperature": temperature, "nvext": {}}
+    return _ask(stack, images, stream=stream, **options)
+
+
+def _choices(answer: Answer) -> list[tuple[str, str]]:
+    """Text and finish reason of each choice."""
+    texts, reasons = [""] * NUM_CHOICES, [""] * NUM_CHOICES
+    for part in answer.raw:
+        for choice in part.get("choices") or ():
+            index = choice["index"]
+            said = choice.get("message") or choice.get("delta") or {}
+            texts[index] += said.get("content") or ""
+            reasons[index] += choice.get("finish_reason") or ""
+    return list(zip(texts, reasons, strict=True))
 
 
 def _cached_tokens(answer: Answer) -> int:

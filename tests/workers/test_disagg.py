@@ -11,10 +11,11 @@ from typing import Any
 import pytest
 
 from dynamo.sglang_mm_resume.config import Settings
-from dynamo.sglang_mm_resume.core.errors import ProtocolError, Refused, TransferFailed
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
 from dynamo.sglang_mm_resume.core.messages import Done, dump
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.disagg import PrefillDecode
+from dynamo.sglang_mm_resume.workers.request import ROOMS_KEY
 
 SETTINGS = Settings(heartbeat_interval_s=0.02, heartbeat_max_failures=2)
 DEADLINE_S = 3.0
@@ -114,8 +115,8 @@ class Graph:
             Workers("decode", self.decode, FakePeer(DECODE, decode_control), SETTINGS),
         )
 
-    async def ask(self) -> list[dict[str, Any]]:
-        chunks = self.together.chunks({"token_ids": [1]}, PREFILL, self.context)
+    async def ask(self, **fields: Any) -> list[dict[str, Any]]:
+        chunks = self.together.chunks({"token_ids": [1], **fields}, PREFILL, self.context)
         async with asyncio.timeout(DEADLINE_S):
             return [chunk async for chunk in chunks]
 
@@ -123,7 +124,7 @@ class Graph:
         children = self.context.children
         assert {name: child.is_stopped() for name, child in children.items()} == {
             "prefill": True,
-            "decode": True,
+            **{f"decode-{i}": True for i in range(len(self.decode.calls))},
         }
 
 
@@ -246,11 +247,45 @@ async def test_a_prefill_worker_that_answers_itself_is_named() -> None:
     assert graph.decode.calls == []
 
 
+# --- Several choices ---
+
+THREE = {"sampling_options": {"n": 3, "temperature": 1.0}}
+
+
+async def test_each_choice_has_a_kv_of_its_own() -> None:
+    graph = Graph()
+    chunks = await graph.ask(**THREE)
+    for index in range(3):
+        mine = [chunk for chunk in chunks if chunk["index"] == index]
+        assert mine == [{"index": index, "token_ids": [5]}, {**LAST, "index": index}]
+    (prefill,) = graph.prefill.calls
+    assert [call["sampling_options"] for call in graph.decode.calls] == [
+        {"n": 1, "temperature": 1.0}
+    ] * 3
+    rooms = [call["bootstrap_info"]["bootstrap_room"] for call in graph.decode.calls]
+    assert rooms == [KV["bootstrap_room"], *prefill[ROOMS_KEY]]
+    assert len(set(rooms)) == 3
+    assert {call["bootstrap_info"]["bootstrap_port"] for call in graph.decode.calls} == {7}
+    graph.assert_both_are_over()
+
+
+async def test_one_choice_that_fails_ends_all() -> None:
+    async def second_fails(request: dict[str, Any], context: Any) -> AsyncIterator[Any]:
+        if request["bootstrap_info"] == KV:
+            await context.stopped.wait()
+            return
+        yield {"index": 0, "token_ids": [5]}
+        raise ValueError("Unavailable: Stream ended before generation completed")
+
+    graph = Graph(prefill=_until_stopped, decode=second_fails)
+    with pytest.raises(ValueError, match="Stream ended"):
+        await graph.ask(**THREE)
+    graph.assert_both_are_over()
+
+
 @pytest.mark.parametrize("options", [{}, {"sampling_options": {"n": None}}])
-async def test_one_choice_is_allowed(options: dict[str, Any]) -> None:
-    Graph().together.check(options)
-
-
-async def test_several_choices_are_refused() -> None:
-    with pytest.raises(Refused, match="n must be 1"):
-        Graph().together.check({"sampling_options": {"n": 2}})
+async def test_one_choice_needs_one_room(options: dict[str, Any]) -> None:
+    graph = Graph()
+    await graph.ask(**options)
+    (prefill,) = graph.prefill.calls
+    assert (prefill[ROOMS_KEY], len(graph.decode.calls)) == ([], 1)

@@ -19,6 +19,7 @@ from dynamo.sglang_mm_resume.core.errors import TransferFailed
 from dynamo.sglang_mm_resume.core.messages import Received
 from dynamo.sglang_mm_resume.workers.lifecycle import Admission
 from dynamo.sglang_mm_resume.workers.prefill import KvSourceHandler
+from dynamo.sglang_mm_resume.workers.request import ROOMS_KEY
 from dynamo.sglang_mm_resume.workers.sglang_engine import KvSource
 
 TRANSFER = "transfer-a"
@@ -53,6 +54,72 @@ async def test_an_abort_for_the_clients_fault_says_so(monkeypatch: pytest.Monkey
     abort = {"type": "abort", "status_code": 400, "message": "too long"}
     with pytest.raises(InvalidArgument, match="too long"):
         await _consume(monkeypatch, {"finish_reason": abort})
+
+
+# --- Several choices ---
+
+
+class _Upstream:
+    """In place of Dynamo's own `generate`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, **special: Any) -> None:
+        self.requests: list[dict[str, Any]] = []
+        self.special = special
+        upstream = self
+
+        async def generate(
+            self: Any, request: dict[str, Any], context: Any
+        ) -> AsyncIterator[dict[str, Any]]:
+            upstream.requests.append(request)
+            room = request["bootstrap_info"]["bootstrap_room"]
+            yield {"disaggregated_params": {"bootstrap_room": room}}
+            outcome = upstream.special.get(f"room_{room}", {"engine_data": room})
+            if isinstance(outcome, Exception):
+                raise outcome
+            if outcome is not None:
+                yield outcome
+
+        monkeypatch.setattr(PrefillWorkerHandler, "generate", generate)
+
+    async def ask(self, further: list[int]) -> list[dict[str, Any]]:
+        request = {
+            "sampling_options": {"n": 1 + len(further), "temperature": 0.5},
+            "bootstrap_info": {"bootstrap_room": 1},
+            ROOMS_KEY: further,
+        }
+        chunks = object.__new__(KvSource).generate(request, "context")
+        return [chunk async for chunk in chunks]
+
+
+async def test_every_room_gets_its_kv(monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = _Upstream(monkeypatch)
+    first, last = await upstream.ask([2, 3])
+    assert first == {"disaggregated_params": {"bootstrap_room": 1}}
+    assert last == {"engine_data": 1}
+    rooms = [request["bootstrap_info"]["bootstrap_room"] for request in upstream.requests]
+    assert rooms == [1, 2, 3]
+    for request in upstream.requests:
+        assert request["sampling_options"] == {"n": 1, "temperature": 0.5}
+        assert ROOMS_KEY not in request
+
+
+async def test_one_choice_is_passed_on_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    upstream = _Upstream(monkeypatch)
+    assert (await upstream.ask([]))[-1] == {"engine_data": 1}
+    (request,) = upstream.requests
+    assert ROOMS_KEY not in request
+
+
+async def test_a_room_that_nobody_fetched_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert len(await _Upstream(monkeypatch, room_3=None).ask([2, 3])) == 1
+
+
+async def test_an_error_in_one_room_is_the_request_s(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(TransferFailed, match="lost the peer"):
+        await _Upstream(monkeypatch, room_2=TransferFailed("lost the peer")).ask([2, 3])
+
+
+# --- The handler ---
 
 
 async def test_a_processor_that_knows_no_decode_worker_is_told() -> None:

@@ -5,8 +5,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -139,6 +139,37 @@ async def each_beside(stream: AsyncIterator[T], work: "asyncio.Task[Any]") -> As
         if not found:
             return
         yield found[0]
+
+
+async def merged(streams: Sequence[AsyncGenerator[T, None]]) -> AsyncGenerator[T, None]:
+    """The items of several streams as they come. What one of them raises ends all, at once."""
+    queue: asyncio.Queue[tuple[T] | Exception | None] = asyncio.Queue(len(streams))
+
+    async def forward(stream: AsyncGenerator[T, None]) -> None:
+        try:
+            async with aclosing(stream):
+                async for item in stream:
+                    await queue.put((item,))
+        except Exception as error:
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    tasks = [asyncio.ensure_future(forward(stream)) for stream in streams]
+    unfinished = len(tasks)
+    try:
+        while unfinished:
+            match await queue.get():
+                case None:
+                    unfinished -= 1
+                case Exception() as error:
+                    raise error
+                case (item,):
+                    yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 @dataclass(slots=True)

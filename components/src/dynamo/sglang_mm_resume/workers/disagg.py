@@ -14,12 +14,12 @@ from contextlib import aclosing, contextmanager
 from typing import Any
 
 from dynamo.sglang_mm_resume.config import Settings
-from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused, TransferFailed
-from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable, each_beside
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
+from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable, each_beside, merged
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.errors import is_unavailable
-from dynamo.sglang_mm_resume.workers.request import num_choices
+from dynamo.sglang_mm_resume.workers.request import ROOMS_KEY, num_choices, one_choice
 
 Chunk = dict[str, Any]
 
@@ -53,43 +53,37 @@ class PrefillDecode:
         """End the probing of decode workers."""
         await self._decode_workers.close()
 
-    def check(self, request: dict[str, Any]) -> None:
-        """Raises `Refused` for what two workers cannot do together."""
-        if num_choices(request) != 1:
-            raise Refused(
-                Reason.BAD_REQUEST,
-                "n must be 1: this deployment has decode workers, and the KV of a prompt goes to "
-                "one of them once; send several requests instead",
-            )
-
     async def chunks(
         self, request: dict[str, Any], prefill: int, context: Any
     ) -> AsyncGenerator[Chunk, None]:
         """The decode worker's chunks. An error of either worker ends both."""
+        rooms = [secrets.randbits(ROOM_BITS) for _ in range(num_choices(request))]
         async with self._decode_workers.borrow() as decode:
-            with (
-                _child(context, self.prefill.role) as prefill_context,
-                _child(context, self.decode.role) as decode_context,
-            ):
-                room = {"bootstrap_info": {"bootstrap_room": secrets.randbits(ROOM_BITS)}}
-                source = await self.prefill.start(prefill, request | room, prefill_context)
-                kv = {"bootstrap_info": await _named_kv(source, prefill)}
+            with _child(context, self.prefill.role) as prefill_context:
+                named = {"bootstrap_info": {"bootstrap_room": rooms[0]}, ROOMS_KEY: rooms[1:]}
+                source = await self.prefill.start(prefill, request | named, prefill_context)
+                kv = await _named_kv(source, prefill)
                 prefilling = asyncio.ensure_future(_finish(source, prefill))
-                answer = self._answer(request | kv, decode, decode_context)
+                infos = [kv, *({**kv, "bootstrap_room": room} for room in rooms[1:])]
+                parts = [one_choice(request) | {"bootstrap_info": info} for info in infos]
+                answers = [self._answer(p, i, decode, context) for i, p in enumerate(parts)]
+                together = answers[0] if len(answers) == 1 else merged(answers)
                 try:
-                    async with aclosing(answer):
-                        async for chunk in each_beside(answer, prefilling):
+                    async with aclosing(together):
+                        async for chunk in each_beside(together, prefilling):
                             yield chunk
                 finally:  # also where a short answer ends before its prefill, which then stops
                     prefilling.cancel()
                     await asyncio.gather(prefilling, return_exceptions=True)
 
     async def _answer(
-        self, request: dict[str, Any], decode: int, context: Any
+        self, request: dict[str, Any], index: int, decode: int, context: Any
     ) -> AsyncGenerator[Chunk, None]:
+        """Of one choice, in a context of its own."""
         try:
-            async for chunk in await self.decode.start(decode, request, context):
-                yield chunk
+            with _child(context, f"{self.decode.role}-{index}") as own:
+                async for chunk in await self.decode.start(decode, request, own):
+                    yield {**chunk, "index": index}
         except PeerUnreachable as error:  # the prefill worker is not to blame
             self._decode_workers.suspect(decode)
             raise TransferFailed(str(error)) from error

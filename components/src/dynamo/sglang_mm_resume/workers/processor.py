@@ -238,8 +238,6 @@ class Processor:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """By one prefill worker; if that fails, by another, which goes on where it ended."""
         normalize_request_token_ids(request)
-        if self._prefill_decode is not None:
-            self._prefill_decode.check(request)
         media = media_of(request, self._placeholders, self._settings.max_media_items)
         small = route == ANY_ROUTE and await self._adaptive.is_small(media)
         if media and not small:

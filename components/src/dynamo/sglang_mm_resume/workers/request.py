@@ -16,6 +16,8 @@ Placeholders = Mapping[Modality, int]
 #: (`list[Received]`), or the media themselves, to be encoded there (`list[Media]`).
 TRANSFERS_KEY: Final = "mm_resume"
 LOCAL_MEDIA_KEY: Final = "mm_resume_local"
+#: Where a request for several choices names, for the prefill worker, a room for each further one.
+ROOMS_KEY: Final = "mm_resume_rooms"
 #: A white square of 56 px, PNG: the smallest picture that image processors do not enlarge.
 WHITE_SQUARE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAADgAAAA4CAAAAACN7WTCAAAAJUlEQVR42u3LMREAAAgE"
@@ -101,6 +103,12 @@ def without_media(request: dict[str, Any]) -> dict[str, Any]:
 def priority_of(request: dict[str, Any]) -> int:
     """`nvext.agent_hints.priority` of the client; larger is more urgent, 0 is the default."""
     return int((request.get("routing") or {}).get("priority") or 0)
+
+
+def one_choice(request: dict[str, Any]) -> dict[str, Any]:
+    """The request for a single one of its choices."""
+    sampling = {**(request.get("sampling_options") or {}), "n": 1}
+    return {**request, "sampling_options": sampling}
 
 
 def num_choices(request: dict[str, Any]) -> int:

@@ -10,11 +10,13 @@ URLs stand, so that Dynamo's handlers pass them on unchanged. The names are guar
 tests/workers/test_upstream_names.py.
 """
 
+import asyncio
 import copy
 import math
 import os
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, Final
@@ -32,6 +34,7 @@ from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
 from dynamo.sglang_mm_resume.core.messages import Modality as ModalityName
 from dynamo.sglang_mm_resume.core.messages import Received
 from dynamo.sglang_mm_resume.workers.decoding import Video
+from dynamo.sglang_mm_resume.workers.request import ROOMS_KEY, one_choice
 
 EXTERNAL_MODELS: Final = "SGLANG_EXTERNAL_MODEL_PACKAGE"
 SCHEME: Final = "mm-resume:"
@@ -296,6 +299,31 @@ async def _run(engine: Any, **request: Any) -> None:
 class KvSource(PrefillWorkerHandler):
     """Dynamo's handler of an engine that only prefills; one that was aborted raises here."""
 
+    async def generate(
+        self, request: dict[str, Any], context: Any
+    ) -> AsyncGenerator[dict[str, Any], None]:
+        """One KV for each choice, in a room of its own: decode workers fetch a room once.
+
+        The first chunk names the first room, and the last one comes when all were fetched.
+        """
+        further = [{"bootstrap_room": room} for room in request.pop(ROOMS_KEY, None) or ()]
+        if not further:
+            async for chunk in super().generate(request, context):
+                yield chunk
+            return
+        choice = one_choice(request)
+        choices = [choice, *({**choice, "bootstrap_info": room} for room in further)]
+        async with AsyncExitStack() as stack:
+            sources = []
+            for choice in choices:
+                source = super().generate(choice, context)
+                sources.append(await stack.enter_async_context(aclosing(source)))
+            names = [await anext(source) for source in sources]
+            yield names[0]
+            ends = await _ends_of(sources)
+            if all(ends):
+                yield ends[0]
+
     async def _consume_results(self, *args: Any) -> dict[str, Any] | None:
         """Dynamo's takes an aborted request for a finished one: decode would wait for minutes."""
         meta_info: dict[str, Any] | None = await super()._consume_results(*args)
@@ -305,3 +333,17 @@ class KvSource(PrefillWorkerHandler):
                 _raise_if_sglang_error(finish_reason)
             raise TransferFailed(f"the prefill was aborted: {finish_reason.get('message')}")
         return meta_info
+
+
+async def _ends_of(sources: Sequence[AsyncIterator[Any]]) -> list[Any]:
+    """The last chunk of each, or `None` where there is none. The first error ends all."""
+
+    async def last(source: AsyncIterator[Any]) -> Any:
+        return ([chunk async for chunk in source] or [None])[-1]
+
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            ends = [tasks.create_task(last(source)) for source in sources]
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return [end.result() for end in ends]
