@@ -389,6 +389,19 @@ async def test_small_media_go_to_the_engine_and_to_encode_workers_if_it_is_blind
     assert graph.totals()["items_local"] == 0
 
 
+async def test_small_media_are_answered_while_encode_workers_have_their_fill() -> None:
+    settings = SETTINGS.model_copy(update={"encode_min_items": 2, "max_encodes": 1})
+    graph = Graph(encode=FakePeer([11], _hangs), settings=settings)
+    two = {"image_url": MEDIA["multi_modal_data"]["image_url"] * 2}
+    large = asyncio.ensure_future(graph.ask(token_ids=[1, PAD, PAD, 2], multi_modal_data=two))
+    while not graph.encode.calls:
+        await asyncio.sleep(0)
+    assert (await graph.ask())[-1]["finish_reason"] == "stop"
+    large.cancel()
+    await asyncio.gather(large, return_exceptions=True)
+    await graph.finish()
+
+
 async def test_blind_engines_and_no_encode_worker_are_said_to_the_client() -> None:
     settings = SETTINGS.model_copy(update={"encode_fallback": "local"})
     peers = {"encode": FakePeer([], _encode), "prefill": FakePeer([1], _blind)}
