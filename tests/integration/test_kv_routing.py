@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -39,9 +40,16 @@ def test_each_turn_goes_where_its_beginning_is(stack: LocalStack, oracle: Oracle
     assert [len(set(workers)) for workers in served] == [1, 1], served
 
 
-def test_new_conversations_use_both_workers(stack: LocalStack, oracle: Oracle) -> None:
-    images = [patchwork(1410 + i, *SIZE) for i in range(6)]
-    assert {_turn(stack, oracle, image, 0)[1] for image in images} == {0, 1}
+def test_new_conversations_at_once_use_both_workers(stack: LocalStack, oracle: Oracle) -> None:
+    """Although all prompts begin alike, which one of them has cached."""
+    images = [patchwork(1410 + i, *SIZE) for i in range(8)]
+    expected = [_expected(oracle, [image], 0) for image in images]
+    before = _transfers(stack)
+    with ThreadPoolExecutor(len(images)) as threads:
+        answers = list(threads.map(lambda image: _ask(stack, _messages([image], 0)), images))
+    for answer, right in zip(answers, expected, strict=True):
+        assert_exact(answer, right)
+    assert all(now > then for now, then in zip(_transfers(stack), before, strict=True))
 
 
 def test_a_new_picture_behind_a_known_one_keeps_the_worker(
@@ -89,11 +97,12 @@ def test_a_worker_joins_and_is_used(stack: LocalStack, oracle: Oracle) -> None:
         assert_exact(answer, _expected(oracle, [image], turn))
     stack.restart("prefill-0")
     stack.wait_ready(READY_DEADLINE_S)
-    images = [patchwork(1451 + i, *SIZE) for i in range(6)]
-    workers = [_turn(stack, oracle, image, 0)[1] for image in images]
-    assert set(workers) == {0, 1}
-    for image, worker in zip(images, workers, strict=True):
-        assert _turn(stack, oracle, image, 1)[1] == worker
+    images = [patchwork(1451 + i, *SIZE) for i in range(8)]
+    before = _transfers(stack)
+    with ThreadPoolExecutor(len(images)) as threads:
+        answers = list(threads.map(lambda image: _ask(stack, _messages([image], 0)), images))
+    assert all(answer.ok for answer in answers)
+    assert all(now > then for now, then in zip(_transfers(stack), before, strict=True))
 
 
 class _Served:
@@ -104,16 +113,19 @@ class _Served:
         self.worker = -1
 
     def __enter__(self) -> _Served:
-        self._before = self._transfers()
+        self._before = _transfers(self._stack)
         return self
 
     def __exit__(self, *_: object) -> None:
-        risen = [now - then for now, then in zip(self._transfers(), self._before, strict=True)]
+        risen = [
+            now - then for now, then in zip(_transfers(self._stack), self._before, strict=True)
+        ]
         assert sorted(count > 0 for count in risen) == [False, True], risen
         self.worker = risen.index(max(risen))
 
-    def _transfers(self) -> list[int]:
-        return [state["totals"]["transfers"] for state in statuses(self._stack, "prefill")]
+
+def _transfers(stack: LocalStack) -> list[int]:
+    return [state["totals"]["transfers"] for state in statuses(stack, "prefill")]
 
 
 def _turn(stack: LocalStack, oracle: Oracle, image: Image.Image, turn: int) -> tuple[Answer, int]:

@@ -8,10 +8,12 @@ from typing import Any
 
 import pytest
 from dynamo.common.multimodal.routing_utils import pad_value_for_mm_hash
+from PIL import Image
 
 from dynamo.sglang_mm_resume.core.messages import Media, Sized
-from dynamo.sglang_mm_resume.workers.kv_router import KvRouting, cached_as
-from dynamo.sglang_mm_resume.workers.sizes import KnownSizes
+from dynamo.sglang_mm_resume.workers.kv_router import UNKNOWN_TOKENS, KvRouting, cached_as
+from dynamo.sglang_mm_resume.workers.sizes import ImageRule, KnownSizes
+from tests.support.client import data_url
 
 PAD = 9
 PAGE = 4
@@ -59,6 +61,7 @@ def routing(router: FakeRouter | None) -> KvRouting:
     return KvRouting(router, PAGE, PAD, sizes)
 
 
+X = [1_000_000 + hash("x") % 2**30] * UNKNOWN_TOKENS
 A, B = 1_000_000 + 0xAA, 1_000_000 + 0xBB
 
 
@@ -68,8 +71,8 @@ A, B = 1_000_000 + 0xAA, 1_000_000 + 0xBB
         ([1, 2], "", [1, 2]),
         ([1, PAD, 2], "a", [1, A, A, 2]),
         ([1, PAD, 2, PAD, 3], "ba", [1, B, B, B, 2, A, A, 3]),
-        ([1, PAD, 2, PAD, 3], "ax", [1, A, A, 2]),
-        ([1, PAD, 2, PAD, 3], "xa", [1]),
+        ([1, PAD, 2, PAD, 3], "ax", [1, A, A, 2, *X, 3]),
+        ([1, PAD, 2, PAD, 3], "xa", [1, *X, 2, A, A, 3]),
     ],
 )
 async def test_the_router_is_asked_for_the_prompt_as_it_is_cached(
@@ -84,8 +87,19 @@ async def test_the_router_is_asked_for_the_prompt_as_it_is_cached(
 
 @pytest.mark.parametrize("content_hash", ["0" * 16, "f" * 16, "123456789abcdef0"])
 def test_pictures_are_called_as_dynamo_calls_them(content_hash: str) -> None:
-    value = pad_value_for_mm_hash(int(content_hash, 16))
-    assert list(cached_as(sized(3, content_hash))) == [value] * 3
+    named = int(content_hash, 16)
+    assert cached_as(named, 3) == [pad_value_for_mm_hash(named)] * 3
+
+
+async def test_a_new_picture_is_as_much_work_as_it_has_tokens() -> None:
+    router = FakeRouter()
+    sizes = KnownSizes(ImageRule(token_side=28, min_pixels=1, max_pixels=10**6))
+    image = picture(data_url(Image.new("RGB", (28 * 5, 28 * 3))))
+    async with KvRouting(router, PAGE, PAD, sizes).choose({"token_ids": [PAD]}, [image]):
+        pass
+    (value,) = set(router.calls[0][1])
+    assert len(router.calls[0][1]) == 15
+    assert value == cached_as(hash(image.url), 1)[0]
 
 
 async def test_the_router_hears_of_the_first_token_once_and_of_the_end() -> None:

@@ -162,9 +162,7 @@ CATALOGUE: Final = (
     Metric(
         "counter", "routed_hits", PROCESSOR, "requests", "Those whose beginning is cached there."
     ),
-    Metric(
-        "counter", "routed_tokens", PROCESSOR, "tokens", "Tokens of prompts that the router knew."
-    ),
+    Metric("counter", "routed_tokens", PROCESSOR, "tokens", "Tokens of their prompts."),
     Metric("counter", "routed_overlap_tokens", PROCESSOR, "tokens", "Those that are cached there."),
     Metric(
         "counter", "routing_failures", PROCESSOR, "requests", "Requests for which it chose nobody."

@@ -5,20 +5,24 @@
 Dynamo's `KvRouter` knows what engines have cached, from the events that they publish, and what is
 under way there. It is asked about the prompt as engines cache it: in place of each picture, as many
 values as it has tokens, made of its content hash. Both are known of a picture that an encode worker
-has named before; what follows one that is new is left out, as nobody can have it.
+has named before. A new one is as many values of its own: without them, all requests with new
+pictures would look alike and small, and go to one worker.
 """
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
-from dynamo.sglang_mm_resume.core.messages import Media, Sized
+from dynamo.sglang_mm_resume.core.messages import Media
 from dynamo.sglang_mm_resume.workers.sizes import KnownSizes
 
 logger = logging.getLogger(__name__)
+
+#: Tokens of a picture whose size cannot be told, as work for its worker.
+UNKNOWN_TOKENS: Final = 1024
 
 
 class Router(Protocol):
@@ -92,7 +96,7 @@ class KvRouting:
     ) -> int | None:
         if self._router is None:
             return None
-        tokens = list(self._as_cached(request["token_ids"], media))
+        tokens = await self._as_cached(request["token_ids"], media)
         lora_name = (request.get("routing") or {}).get("lora_name")
         try:
             worker, _rank, overlap = await self._router.best_worker(
@@ -108,21 +112,24 @@ class KvRouting:
         self.totals.routed_overlap_tokens += overlap * self._block_size
         return worker
 
-    def _as_cached(self, token_ids: Sequence[int], media: Sequence[Media]) -> Iterator[int]:
-        """The prompt as engines cache it, up to the first item that nobody can have."""
+    async def _as_cached(self, token_ids: Sequence[int], media: Sequence[Media]) -> list[int]:
+        """The prompt as engines cache it; a new picture as nobody has it cached."""
         items = (item for item in media if item.modality == "image")
+        prompt: list[int] = []
         for token in token_ids:
-            if token != self._image_token_id:
-                yield token
-                continue
-            sized = self._sizes.seen(next(items))
-            if sized is None:
-                return
-            yield from cached_as(sized)
+            if token == self._image_token_id:
+                prompt += await self._picture(next(items))
+            else:
+                prompt.append(token)
+        return prompt
+
+    async def _picture(self, media: Media) -> list[int]:
+        sized = self._sizes.seen(media)
+        if sized is not None:
+            return cached_as(int(sized.content_hash, 16), sized.total_tokens)
+        return cached_as(hash(media.url), await self._sizes.tokens(media) or UNKNOWN_TOKENS)
 
 
-def cached_as(sized: Sized) -> Iterator[int]:
+def cached_as(content_hash: int, tokens: int) -> list[int]:
     """What stands for a picture in the keys of SGLang's prefix cache, and in its KV events."""
-    value = 1_000_000 + int(sized.content_hash, 16) % 2**30
-    for _ in range(sized.total_tokens):
-        yield value
+    return [1_000_000 + content_hash % 2**30] * tokens
