@@ -37,7 +37,8 @@ class FakeRouter:
         return 7, 0, 2
 
     async def mark_prefill_complete(self, request_id: str) -> None:
-        assert request_id in self.request_ids
+        if request_id not in self.request_ids:
+            raise Exception(f"Request {request_id} not found")
         self.calls.append(("prefilled",))
 
     async def free(self, request_id: str) -> None:
@@ -111,6 +112,14 @@ async def test_the_router_hears_of_the_first_token_once_and_of_the_end() -> None
             raise KeyError
     assert [call[0] for call in router.calls] == ["best", "prefilled", "free"]
     assert router.request_ids == set()
+
+
+async def test_a_router_that_has_forgotten_a_request_does_no_harm() -> None:
+    router = FakeRouter()
+    async with routing(router).choose({"token_ids": [1]}, []) as choice:
+        router.request_ids.clear()
+        await choice.prefilled()
+    assert [call[0] for call in router.calls] == ["best"]
 
 
 async def test_figures() -> None:

@@ -11,7 +11,7 @@ pictures would look alike and small, and go to one worker.
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -60,7 +60,7 @@ class Choice:
         """The first token is there: from now on it is decoded."""
         if self._router is not None:
             router, self._router = self._router, None
-            await router.mark_prefill_complete(self._request_id)
+            await _told(router.mark_prefill_complete(self._request_id))
 
 
 class KvRouting:
@@ -89,7 +89,7 @@ class KvRouting:
         try:
             yield Choice(self._router, worker, request_id)
         finally:
-            await self._router.free(request_id)
+            await _told(self._router.free(request_id))
 
     async def _ask(
         self, request: dict[str, Any], media: Sequence[Media], request_id: str
@@ -128,6 +128,14 @@ class KvRouting:
         if sized is not None:
             return cached_as(int(sized.content_hash, 16), sized.total_tokens)
         return cached_as(hash(media.url), await self._sizes.tokens(media) or UNKNOWN_TOKENS)
+
+
+async def _told(telling: Awaitable[None]) -> None:
+    """The router forgets requests with their worker; that is no matter of the answer."""
+    try:
+        await telling
+    except Exception as error:
+        logger.debug("the KV router does not know a request: %s", error)
 
 
 def cached_as(content_hash: int, tokens: int) -> list[int]:
