@@ -59,7 +59,7 @@ def routing(router: FakeRouter | None) -> KvRouting:
     sizes = KnownSizes(None)
     sizes.remember(picture("a"), sized(2, "00000000000000aa"))
     sizes.remember(picture("b"), sized(3, "00000000000000bb"))
-    return KvRouting(router, PAGE, PAD, sizes)
+    return KvRouting(router, PAGE, {PAD}, sizes)
 
 
 X = [1_000_000 + hash("x") % 2**30] * UNKNOWN_TOKENS
@@ -96,7 +96,7 @@ async def test_a_new_picture_is_as_much_work_as_it_has_tokens() -> None:
     router = FakeRouter()
     sizes = KnownSizes(ImageRule(token_side=28, min_pixels=1, max_pixels=10**6))
     image = picture(data_url(Image.new("RGB", (28 * 5, 28 * 3))))
-    async with KvRouting(router, PAGE, PAD, sizes).choose({"token_ids": [PAD]}, [image]):
+    async with KvRouting(router, PAGE, {PAD}, sizes).choose({"token_ids": [PAD]}, [image]):
         pass
     (value,) = set(router.calls[0][1])
     assert len(router.calls[0][1]) == 15

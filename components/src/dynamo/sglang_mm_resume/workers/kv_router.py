@@ -11,7 +11,7 @@ pictures would look alike and small, and go to one worker.
 
 import logging
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
@@ -67,13 +67,17 @@ class KvRouting:
     """Chooses for each request; without a router, nobody."""
 
     def __init__(
-        self, router: Router | None, block_size: int, image_token_id: int, sizes: KnownSizes
+        self,
+        router: Router | None,
+        block_size: int,
+        placeholders: Collection[int],
+        sizes: KnownSizes,
     ) -> None:
         """`block_size`: tokens per page of the engines' KV."""
         self.totals = RoutingTotals()
         self._router = router
         self._block_size = block_size
-        self._image_token_id = image_token_id
+        self._placeholders = frozenset(placeholders)
         self._sizes = sizes
 
     @asynccontextmanager
@@ -114,16 +118,16 @@ class KvRouting:
 
     async def _as_cached(self, token_ids: Sequence[int], media: Sequence[Media]) -> list[int]:
         """The prompt as engines cache it; a new picture as nobody has it cached."""
-        items = (item for item in media if item.modality == "image")
+        items = iter(media)
         prompt: list[int] = []
         for token in token_ids:
-            if token == self._image_token_id:
-                prompt += await self._picture(next(items))
+            if token in self._placeholders:
+                prompt += await self._item(next(items))
             else:
                 prompt.append(token)
         return prompt
 
-    async def _picture(self, media: Media) -> list[int]:
+    async def _item(self, media: Media) -> list[int]:
         sized = self._sizes.seen(media)
         if sized is not None:
             return cached_as(int(sized.content_hash, 16), sized.total_tokens)
