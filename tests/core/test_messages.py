@@ -46,6 +46,12 @@ NOTICE = m.ChunkNotice(
     transfer_id="transfer-1", generation=3, chunk=1, first_token=16, num_tokens=2, total_tokens=18
 )
 MEDIA = m.Media(modality="image", url="data:image/png;base64,AA==")
+LENT = m.Lent(
+    nixl_metadata="b64:",
+    nixl_descriptor=m.LentBytes(addr=4096, size=24),
+    shape=(2, 4, 3),
+    dtype="UINT8",
+)
 SIZED = m.Sized(total_tokens=18, grid=(1, 6, 12), content_hash="0123456789abcdef")
 VIDEO_SIZED = m.Sized(
     total_tokens=36,
@@ -168,11 +174,13 @@ def test_a_video_is_refused_for_a_worker_of_version_2_by_name() -> None:
     video, image = (m.Media(modality=kind, url="x") for kind in ("video", "image"))
     m.require_known(video, m.VIDEO_VERSION, "encode worker 7")
     m.require_known(image, 2, "encode worker 7")
-    with pytest.raises(
-        Refused, match=r"encode worker 7 speaks protocol version 2.*videos"
-    ) as refused:
-        m.require_known(video, 2, "encode worker 7")
-    assert refused.value.reason is Reason.VERSION
+    assert "lent" not in image.model_dump()
+    for newer in (video, image.model_copy(update={"lent": LENT})):
+        with pytest.raises(
+            Refused, match=r"encode worker 7 speaks protocol version 2.*videos"
+        ) as refused:
+            m.require_known(newer, 2, "encode worker 7")
+        assert refused.value.reason is Reason.VERSION
 
 
 @every_message

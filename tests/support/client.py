@@ -109,6 +109,11 @@ def request_body(
     return body | extra
 
 
+def png(image: Image.Image) -> bytes:
+    """A picture as a file."""
+    return base64.b64decode(data_url(image).partition(",")[2])
+
+
 def data_url(image: Image.Image, image_format: str = "PNG") -> str:
     """A picture as a URL that contains it."""
     buffer = io.BytesIO()

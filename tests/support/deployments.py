@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from importlib.metadata import files
 from pathlib import Path
 from typing import Literal
 
@@ -16,6 +17,15 @@ from tests.support.spans import SpanCollector
 
 MODEL_NAME = "tiny-vlm"
 READY_DEADLINE_S = 300.0
+
+
+def _nixl_libraries() -> Path:
+    """The folder with the C library that NIXL's wheel brings."""
+    libraries = [file for file in files("nixl-cu13") or () if file.name == "libnixl_capi.so"]
+    return Path(str(libraries[0].locate())).parent if libraries else Path()
+
+
+NIXL_LIBRARIES = _nixl_libraries()
 
 Model = Literal["random", "trained", "qwen2_vl", "qwen3_vl", "qwen3_vl_moe"]
 """With random weights, and of Qwen2.5-VL's family, unless named otherwise."""
@@ -45,6 +55,8 @@ class Deployment:
     """Prefill workers tell routers what they have in their KV cache."""
     traced: bool = False
     """Export spans to `Keeper.spans`."""
+    local_media: bool = False
+    """Files in `Keeper.local_media` may be named by `file:` URLs."""
 
 
 def pool_args(block_size: int, default_blocks: int, buffers: int) -> tuple[str, ...]:
@@ -68,6 +80,7 @@ SMALL_POOL = Deployment(
     processor=("--mm-resume-max-media-items", "4"),
     env=(LOCAL_URLS,),
     traced=True,
+    local_media=True,
 )
 ONE_BLOCK = Deployment(
     "one-block",
@@ -207,6 +220,16 @@ COMPATIBILITY = Deployment(
 the release before and have slots instead of blocks, and one encode worker fits no other.
 """
 
+FRONTEND_DECODING = Deployment(
+    "frontend-decoding",
+    workers=SMALL_POOL.workers,
+    prefill=SMALL_POOL.prefill,
+    processor=("--frontend-decoding",),
+    env=(LOCAL_URLS,),
+    env_of={"frontend": {"LD_LIBRARY_PATH": str(NIXL_LIBRARIES)}},
+)
+"""The frontend fetches and decodes pictures. It loads NIXL by the name of its library."""
+
 
 class Keeper:
     """Starts deployments on demand, and stops the one before: two cores do not carry two."""
@@ -218,6 +241,8 @@ class Keeper:
         self._starts = 0
         self.spans: SpanCollector | None = None
         """Of the deployment that runs, if it is traced."""
+        self.local_media = log_root
+        """Of the deployment that runs, if it has any."""
 
     def get(self, deployment: Deployment) -> LocalStack:
         """The deployment, ready; started unless it is the one that runs."""
@@ -251,6 +276,9 @@ class Keeper:
         log_dir = self._log_root / f"{self._starts}-{deployment.name}"
         holds_dir = log_dir / "holds"
         holds_dir.mkdir(parents=True)
+        self.local_media = log_dir / "media"
+        self.local_media.mkdir()
+        media = {"DYN_MM_LOCAL_PATH": str(self.local_media)} if deployment.local_media else {}
         self.spans = SpanCollector() if deployment.traced else None
         tracing = self.spans.environment if self.spans else {}
         config = StackConfig(
@@ -268,7 +296,7 @@ class Keeper:
             decode_args=(*deployment.workers, *deployment.prefill),
             modules=dict(deployment.modules),
             env_of=deployment.env_of,
-            env={**dict(deployment.env), **tracing, holds.FOLDER_ENV: str(holds_dir)},
+            env={**dict(deployment.env), **media, **tracing, holds.FOLDER_ENV: str(holds_dir)},
             log_dir=log_dir,
         )
         return LocalStack(config)

@@ -15,7 +15,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 VERSION = 2
-NEW_FIELDS = frozenset({"timestamps", "second_per_grid"})
+NEW_FIELDS = frozenset({"timestamps", "second_per_grid", "lent"})
 NEW_VALUES = {"modality": "video"}
 
 

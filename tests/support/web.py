@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ class Page:
     or the body again and again, as fast as the client takes it."""
     after_s: float = 0.0
     """Seconds before the answer begins."""
+    uses: int | None = None
+    """How often it can be asked for before it is gone (410)."""
 
 
 @contextmanager
@@ -40,12 +43,16 @@ def serve(
     What clients ask for, with the name that they give themselves, is added to `asked`.
     """
     closing = threading.Event()
+    used: Counter[str] = Counter()
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             if asked is not None:
                 asked.append(f"{self.path} by {self.headers.get('User-Agent')}")
             page = pages.get(self.path, Page(b"not here", "text/plain", 404))
+            used[self.path] += 1
+            if page.uses is not None and used[self.path] > page.uses:
+                page = Page(b"gone", "text/plain", 410)
             closing.wait(page.after_s)
             try:
                 self._answer(page)

@@ -104,7 +104,7 @@ def test_a_model_without_videos_refuses_them() -> None:
         media_of(_request(0, URLS[:1], kind="video_url"), {"image": PAD}, max_items=8)
 
 
-@pytest.mark.parametrize("item", [{"Url": ""}, {"Url": None}, {"Decoded": {}}, "x", None])
+@pytest.mark.parametrize("item", [{"Url": ""}, {"Url": None}, {"Other": {}}, "x", None])
 def test_image_that_is_no_url_is_refused(item: Any) -> None:
     request = {"token_ids": [PAD], "multi_modal_data": {"image_url": [item]}}
     with pytest.raises(Refused, match="as a URL") as caught:

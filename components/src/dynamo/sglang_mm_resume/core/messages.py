@@ -10,6 +10,7 @@ Three channels carry them (docs/protocol.md §2):
     notice    JSON bytes that NIXL delivers after a chunk's data: `ChunkNotice`
 """
 
+import math
 from typing import Annotated, Any, Final, Literal, Self, TypeVar
 
 from pydantic import (
@@ -261,13 +262,48 @@ class Refusal(Message):
         return Refused(self.reason, self.message)
 
 
+class LentBytes(BaseModel):
+    """Where they are in the frontend's process, in NIXL's terms."""
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    addr: int = Field(gt=0)
+    size: int = Field(gt=0)
+
+
+class Lent(BaseModel):
+    """Pixels that the frontend has decoded and lets others read until the answer has ended.
+
+    Dynamo's own description, whose further fields are kept for Dynamo's own reader.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    nixl_metadata: str
+    nixl_descriptor: LentBytes
+    shape: tuple[PositiveInt, PositiveInt, PositiveInt]  # height, width, channels
+    dtype: Literal["UINT8"]
+    content_hash: str | None = Field(default=None, max_length=64)
+
+    @model_validator(mode="after")
+    def _as_many_bytes_as_its_shape(self) -> Self:
+        if math.prod(self.shape) != self.nixl_descriptor.size:
+            raise ValueError(f"{self.nixl_descriptor.size} bytes for the shape {self.shape}")
+        return self
+
+
 class Media(BaseModel):
-    """One media item of a request, as the frontend hands it over."""
+    """One media item of a request, as the frontend hands it over.
+
+    An item that is `lent` need not be fetched; its `url` is no more than a name of its content.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     modality: Modality
     url: str = Field(min_length=1)
+    # Left out where there is none: version 2 does not know it.
+    lent: Lent | None = Field(default=None, exclude_if=lambda value: value is None)
 
 
 class Encode(Message):
@@ -394,10 +430,10 @@ def version_to_repeat_in(answer: Any) -> int | None:
 
 def require_known(media: Media, version: int, who: str) -> None:
     """Raises `Refused` for media that a peer of that version cannot take."""
-    if media.modality == "video" and version < VIDEO_VERSION:
+    if (media.modality == "video" or media.lent is not None) and version < VIDEO_VERSION:
         raise Refused(
             Reason.VERSION,
-            f"{who} speaks protocol version {version}, which has no videos: "
+            f"{who} speaks protocol version {version}, which has no videos and nothing decoded: "
             "run the same release of this component on all workers",
         )
 

@@ -49,6 +49,7 @@ from dynamo.sglang_mm_resume.workers.decoding import (
     is_lack,
     open_video,
 )
+from dynamo.sglang_mm_resume.workers.frontend_memory import FrontendMemory
 
 #: Pictures decoded at the same time. Each may need three times its pixels while it lasts, and
 #: threads must be left for copies.
@@ -63,11 +64,15 @@ _SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?[^\s'\"]*")  # user and password, que
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The bytes of an item. `key`: 64 hex digits over them and what else decides an embedding."""
+    """The bytes of an item. `key`: 64 hex digits over them and what else decides an embedding.
+
+    `picture` is there, and `data` is empty, where the frontend has decoded it.
+    """
 
     data: bytes = field(repr=False)
     key: str
     modality: str = "image"
+    picture: Image.Image | None = field(default=None, repr=False)
 
     @property
     def content_hash(self) -> str:
@@ -97,6 +102,7 @@ class MediaLoader:
         self._policy = UrlValidationPolicy.from_env()
         self._decoding = asyncio.Semaphore(MAX_DECODES)
         self._held = PixelsHeld(MAX_PIXELS_HELD)
+        self._frontend = FrontendMemory(self._held, fetch_timeout_s)
 
     async def load(self, media: Media) -> Image.Image | Video:
         """The decoded picture, or the video ready to be decoded.
@@ -107,7 +113,13 @@ class MediaLoader:
             return await self.decode(await self.fetch(media))
 
     async def fetch(self, media: Media) -> Content:
-        """The bytes of the item, asked for once. Raises `Unusable`."""
+        """The bytes of the item, asked for once.
+
+        Raises `Unusable`; where they are read from the frontend, `TransferFailed` or `Refused`.
+        """
+        if media.lent is not None:
+            picture = await self._frontend.picture(media.lent)
+            return await self._in_thread(self._named_by_pixels, picture)
         try:
             data = await self._bytes_of(media)
         except Unusable:
@@ -120,6 +132,8 @@ class MediaLoader:
 
     async def decode(self, content: Content) -> Image.Image | Video:
         """The picture or video, as of `load`. Raises `Unusable`, or `Refused` as OVERLOADED."""
+        if content.picture is not None:
+            return content.picture
         async with self._decoding:
             return await self._in_thread(self._decode, content)
 
@@ -130,6 +144,11 @@ class MediaLoader:
         name = sha256(self._identity + modality.encode())
         name.update(data)
         return Content(data, name.hexdigest(), modality)
+
+    def _named_by_pixels(self, picture: Image.Image) -> Content:
+        name = sha256(self._identity + f"pixels {picture.size}".encode())
+        name.update(picture.tobytes())
+        return Content(b"", name.hexdigest(), picture=picture)
 
     def _decode(self, content: Content) -> Image.Image | Video:
         if content.modality == "video":

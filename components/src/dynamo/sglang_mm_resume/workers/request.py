@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.core.messages import Media, Modality
+from dynamo.sglang_mm_resume.workers.frontend_decoding import lent_picture
 
 #: The token that stands for one item of each modality that the model knows.
 Placeholders = Mapping[Modality, int]
@@ -70,6 +71,8 @@ def media_of(request: dict[str, Any], placeholders: Placeholders, max_items: int
 
 
 def _media(modality: Modality, item: Any) -> Media:
+    if modality == "image" and isinstance(item, dict) and "Decoded" in item:
+        return lent_picture(item["Decoded"])
     url = item.get("Url") if isinstance(item, dict) else None
     if not isinstance(url, str) or not url:
         raise Refused(Reason.BAD_REQUEST, f"each {modality} must be given as a URL")

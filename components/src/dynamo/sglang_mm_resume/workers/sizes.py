@@ -93,7 +93,12 @@ class KnownSizes:
         seen = self.seen(media)
         if seen is not None:
             return seen.total_tokens
-        if self._rule is None or media.modality != "image" or not media.url.startswith("data:"):
+        if self._rule is None or media.modality != "image":
+            return None
+        if media.lent is not None:
+            height, width, _ = media.lent.shape
+            return self._rule.tokens(width, height)
+        if not media.url.startswith("data:"):
             return None
         size = await asyncio.to_thread(_size_in, media.url)
         return None if size is None else self._rule.tokens(*size)

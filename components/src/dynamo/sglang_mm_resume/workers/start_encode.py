@@ -44,6 +44,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     with argument_errors():
         config = await parse_args(["--enable-multimodal", "--disaggregation-mode", "encode", *rest])
     dynamo_args = config.dynamo_args
+    dynamo_args.frontend_decoding = False  # asked for by the processor, which is the front door
     runtime, loop = runtime_of(dynamo_args)
     endpoints: list[Any] = []
     shutdown = asyncio.Event()

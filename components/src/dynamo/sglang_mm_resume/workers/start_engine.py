@@ -66,6 +66,7 @@ async def run_engine(
     # Our handlers serve all that the text path does; this flag would withhold half of it.
     config.dynamo_args.enable_multimodal = False
     config.dynamo_args.component = component
+    config.dynamo_args.frontend_decoding = False  # asked for by the processor, the front door
     install_scheduler_process_wrapper()
     shutdown_event = asyncio.Event()
     shutdown_endpoints: list[Any] = []

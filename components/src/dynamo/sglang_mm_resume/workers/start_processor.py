@@ -11,6 +11,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from dynamo.common.configuration.groups.frontend_decoding_args import (
+    add_frontend_decoding_arg,
+)
 from dynamo.common.configuration.groups.kv_router_args import KvRouterArgGroup, KvRouterConfigBase
 from dynamo.common.configuration.groups.runtime_args import (
     DynamoRuntimeArgGroup,
@@ -35,6 +38,7 @@ from dynamo.sglang_mm_resume.core.messages import Modality
 from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT, PrefillDecode
+from dynamo.sglang_mm_resume.workers.frontend_decoding import frontend_decoding
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     argument_errors,
     runtime_of,
@@ -69,6 +73,7 @@ class ProcessorConfig(DynamoRuntimeConfig, KvRouterConfigBase):
     page_size: int = 1
     context_length: int | None = None
     decode_workers: bool = False
+    frontend_decoding: bool = False
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -105,6 +110,7 @@ def build_parser() -> argparse.ArgumentParser:
         action="store_true",
         help="Decode workers answer; prefill workers run with --disaggregation-mode prefill.",
     )
+    add_frontend_decoding_arg(group, env_prefix="SGL")
     return parser
 
 
@@ -158,6 +164,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
             custom_template_path=config.custom_jinja_template,
             worker_type=WorkerType.Aggregated,
             needs=[[WorkerType.Prefill, *([WorkerType.Decode] if decode else [])]],
+            **(frontend_decoding() if config.frontend_decoding else {}),
         )
 
     async def register() -> None:
