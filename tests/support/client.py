@@ -22,12 +22,24 @@ _DONE = "[DONE]"
 
 
 @dataclass
+class ToolCall:
+    """A function that the model wants to be called."""
+
+    name: str
+    arguments: str
+    """JSON, as the model wrote it."""
+
+
+@dataclass
 class Answer:
     """One answer, streamed or not, in one form; with several choices, the first of them."""
 
     status: int
     """HTTP status. A stream that breaks later has status 200 and an `error`."""
     text: str = ""
+    reasoning: str = ""
+    """What a reasoning parser took out of the text."""
+    tool_calls: list[ToolCall] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     """New tokens as the engine gave them, with the end token where there is one."""
     finish_reason: str | None = None
@@ -51,6 +63,20 @@ class Answer:
         return self.status == 200 and self.error is None and self.finish_reason is not None
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens of the prompt that the engine had computed before."""
+        return int(
+            ((self.usage or {}).get("prompt_tokens_details") or {}).get("cached_tokens") or 0
+        )
+
+    def choice(self, index: int) -> Answer:
+        """Another of several choices. Its token ids are not known: Dynamo tells them for one."""
+        other = Answer(self.status, error=self.error)
+        for content in self.raw:
+            _add(other, content, index)
+        return other
+
+    @property
     def error_message(self) -> str:
         """Text of the error, empty without one."""
         return "" if self.error is None else str(self.error.get("message", ""))
@@ -61,7 +87,7 @@ def ask(
     model: str,
     images: Sequence[str],
     question: str,
-    max_tokens: int = 16,
+    max_tokens: int | None = 16,
     stream: bool = False,
     timeout_s: float = 120.0,
     headers: dict[str, str] | None = None,
@@ -69,7 +95,16 @@ def ask(
 ) -> Answer:
     """Ask about pictures, given as URLs, in this order. `extra` goes into the body as it is."""
     body = request_body(model, images, question, max_tokens, stream, **extra)
-    url = f"{base_url}/chat/completions"
+    return post(f"{base_url}/chat/completions", body, timeout_s, headers)
+
+
+def post(
+    url: str,
+    body: dict[str, Any],
+    timeout_s: float = 120.0,
+    headers: dict[str, str] | None = None,
+) -> Answer:
+    """Send any request of the OpenAI API."""
     started_at = time.monotonic()
     # trust_env: loopback must not go through a proxy that the environment names.
     with (
@@ -90,7 +125,7 @@ def request_body(
     model: str,
     images: Sequence[str],
     question: str,
-    max_tokens: int = 16,
+    max_tokens: int | None = 16,
     stream: bool = False,
     **extra: Any,
 ) -> dict[str, Any]:
@@ -99,11 +134,12 @@ def request_body(
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": [*parts, {"type": "text", "text": question}]}],
-        "max_tokens": max_tokens,
         "temperature": 0,
         "stream": stream,
         "nvext": {"extra_fields": ["engine_data", "completion_token_ids"]},
     }
+    if max_tokens is not None:
+        body["max_tokens"] = max_tokens
     if stream:
         body["stream_options"] = {"include_usage": True}
     return body | extra
@@ -138,7 +174,7 @@ def _add_event(answer: Answer, event: dict[str, Any], now_s: float) -> None:
     if event.get("choices"):
         answer.num_chunks += 1
         answer.first_token_s = answer.first_token_s or now_s
-    _add(answer, event, "delta")
+    _add(answer, event)
 
 
 def _add_body(answer: Answer, body: bytes) -> None:
@@ -147,22 +183,44 @@ def _add_body(answer: Answer, body: bytes) -> None:
     except ValueError:
         content = {"message": body.decode(errors="replace")}
     if answer.status == 200:
-        _add(answer, content, "message")
+        _add(answer, content)
     else:
         answer.raw.append(content)
         answer.error = content.get("error", content)
 
 
-def _add(answer: Answer, content: dict[str, Any], message_key: str) -> None:
-    """Add what a whole response, or one chunk of a stream, contains."""
+def _add(answer: Answer, content: dict[str, Any], index: int = 0) -> None:
+    """Add what a whole response, or one chunk of a stream, contains of one choice."""
     answer.raw.append(content)
     answer.usage = content.get("usage") or answer.usage
     nvext = content.get("nvext") or {}
     answer.engine_data = nvext.get("engine_data") or answer.engine_data
     answer.token_ids += nvext.get("completion_token_ids") or []
     for choice in content.get("choices", []):
-        if choice["index"] != 0:
-            continue
-        answer.text += (choice.get(message_key) or {}).get("content") or ""
-        answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
-        answer.logprobs += (choice.get("logprobs") or {}).get("content") or []
+        if choice["index"] == index:
+            _add_choice(answer, choice)
+
+
+def _add_choice(answer: Answer, choice: dict[str, Any]) -> None:
+    said = choice.get("message") or choice.get("delta") or {}
+    answer.text += said.get("content") or choice.get("text") or ""
+    answer.reasoning += said.get("reasoning_content") or ""
+    answer.finish_reason = choice.get("finish_reason") or answer.finish_reason
+    answer.token_ids += choice.get("response_token_ids") or []  # SGLang's own server
+    answer.logprobs += _logprobs(choice.get("logprobs") or {})
+    for call in said.get("tool_calls") or []:
+        _add_call(answer.tool_calls, call)
+
+
+def _logprobs(logprobs: dict[str, Any]) -> list[dict[str, Any]]:
+    """One entry per token, from the form of chats or of text completions."""
+    pairs = zip(logprobs.get("tokens") or [], logprobs.get("token_logprobs") or [], strict=True)
+    return logprobs.get("content") or [{"token": t, "logprob": p} for t, p in pairs]
+
+
+def _add_call(calls: list[ToolCall], piece: dict[str, Any]) -> None:
+    """A stream names a call in its first piece, and sends the arguments bit by bit."""
+    function = piece["function"]
+    if function.get("name"):
+        calls.append(ToolCall(function["name"], ""))
+    calls[piece.get("index", -1)].arguments += function.get("arguments") or ""

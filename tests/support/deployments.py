@@ -76,8 +76,17 @@ SMALL_POOL = Deployment(
     "small-pool",
     # 8 blocks of 16 tokens, a default grant is 2 blocks: 32 tokens of 128.
     workers=pool_args(block_size=16, default_blocks=2, buffers=4),
-    prefill=("--context-length", str(CONTEXT_LENGTH), "--enable-metrics"),
-    processor=("--mm-resume-max-media-items", "4"),
+    prefill=(
+        *("--context-length", str(CONTEXT_LENGTH)),
+        "--enable-metrics",
+        # A model that knows nothing would fill guided JSON with tabs, up to its last token.
+        "--constrained-json-disable-any-whitespace",
+    ),
+    processor=(
+        *("--mm-resume-max-media-items", "4"),
+        *("--dyn-tool-call-parser", "hermes"),
+        *("--dyn-reasoning-parser", "qwen3"),
+    ),
     env=(LOCAL_URLS,),
     traced=True,
     local_media=True,

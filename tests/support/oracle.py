@@ -68,6 +68,10 @@ class Oracle:
         self._model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=torch.float32)
         self._model.eval()
 
+    def text_of(self, *token_ids: int) -> str:
+        """How tokens are written, special ones left out."""
+        return str(self._processor.tokenizer.decode(token_ids, skip_special_tokens=True))
+
     def generate(
         self, images: Sequence[Image.Image], question: str, max_tokens: int
     ) -> OracleAnswer:

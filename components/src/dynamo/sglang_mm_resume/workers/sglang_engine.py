@@ -237,6 +237,24 @@ def leave_tower_out(server_args: Any) -> None:
         )
 
 
+def forget_choices(engine: Any) -> None:
+    """Have nothing of a request with several choices stay in an engine.
+
+    SGLang derives a name for each choice from the name of the request, notes a state under each,
+    and forgets the first of them only. A list of one name is not multiplied.
+    """
+    manager = engine.tokenizer_manager
+    original = manager.generate_request
+
+    def generate_request(request: Any, *args: Any) -> Any:
+        sampling = request.sampling_params
+        if isinstance(request.rid, str) and isinstance(sampling, dict) and sampling.get("n", 1) > 1:
+            request.rid = [request.rid]
+        return original(request, *args)
+
+    manager.generate_request = generate_request
+
+
 def num_requests(engine: Any) -> int:
     """Requests that the engine knows, until its scheduler has finished or aborted them."""
     return len(engine.tokenizer_manager.rid_to_state)

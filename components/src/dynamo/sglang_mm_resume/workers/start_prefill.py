@@ -97,6 +97,7 @@ async def _serve(process: EngineProcess) -> None:
         settings.checksum,
     )
     heartbeat = asyncio.ensure_future(writers.watch(assembler))
+    sglang_engine.forget_choices(engine)
     embeddings = sglang_engine.EmbeddingInput(engine)
     await sglang_engine.warm_up(engine, embeddings, layout.width)
 
