@@ -4,14 +4,18 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
-from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.config import Settings, spec_of
 from dynamo.sglang_mm_resume.core.messages import Media, Sized
+from dynamo.sglang_mm_resume.workers import start_processor
 from dynamo.sglang_mm_resume.workers.adaptive import AdaptiveEncode
 from dynamo.sglang_mm_resume.workers.sizes import KnownSizes
+from dynamo.sglang_mm_resume.workers.start_processor import ProcessorConfig, build_parser
 
 
 def policy(
@@ -70,3 +74,22 @@ def test_workers_that_have_left_are_forgotten() -> None:
     ids[:] = [2]
     adaptive.cannot_encode(2)
     assert adaptive._blind == {2}
+
+
+# --- At start ---
+
+
+@pytest.mark.parametrize("setting", ["encode_min_tokens", "encode_min_items"])
+def test_with_decode_workers_the_policy_is_refused(setting: str) -> None:
+    config = ProcessorConfig.from_cli_args(
+        build_parser().parse_args(["--model-path", "x", "--decode-workers"])
+    )
+    start_processor._require_possible(Settings(), config)
+    with pytest.raises(ValueError, match=re.escape(spec_of(setting).label)):
+        start_processor._require_possible(Settings(**{setting: 2}), config)
+
+
+def test_a_model_whose_pictures_have_no_known_size_is_refused(tmp_path: Path) -> None:
+    assert start_processor._image_rule(Settings(encode_min_items=2), tmp_path) is None
+    with pytest.raises(SystemExit, match="--encode-min-items"):
+        start_processor._image_rule(Settings(encode_min_tokens=2), tmp_path)
