@@ -4,13 +4,15 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
+import pytest
 from PIL import Image
 
 from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
-from tests.support.deployments import KV_ROUTING, MODEL_NAME
+from tests.support.deployments import KV_ROUTING, MODEL_NAME, READY_DEADLINE_S
 from tests.support.exact import assert_exact
 from tests.support.oracle import Oracle
 from tests.support.pictures import num_tokens, patchwork
@@ -36,6 +38,18 @@ def test_each_turn_goes_where_its_beginning_is(stack: LocalStack, oracle: Oracle
             cached = _cached_tokens(answer)
             assert (cached > num_tokens(image)) == (turn > 0), (turn, cached)
     assert [len(set(workers)) for workers in served] == [1, 1], served
+
+
+def test_new_conversations_at_once_use_both_workers(stack: LocalStack, oracle: Oracle) -> None:
+    """Although all prompts begin alike, which one of them has cached."""
+    images = [patchwork(1410 + i, *SIZE) for i in range(8)]
+    expected = [_expected(oracle, [image], 0) for image in images]
+    before = _transfers(stack)
+    with ThreadPoolExecutor(len(images)) as threads:
+        answers = list(threads.map(lambda image: _ask(stack, _messages([image], 0)), images))
+    for answer, right in zip(answers, expected, strict=True):
+        assert_exact(answer, right)
+    assert all(now > then for now, then in zip(_transfers(stack), before, strict=True))
 
 
 def test_a_new_picture_behind_a_known_one_keeps_the_worker(
@@ -72,6 +86,23 @@ def test_a_worker_leaves_and_its_conversation_goes_on(stack: LocalStack, oracle:
         answer = _ask(stack, _messages([image], turn))
         assert_exact(answer, _expected(oracle, [image], turn))
     assert _cached_tokens(answer) > num_tokens(image), "the other one has it by now"
+
+
+@pytest.mark.full
+def test_a_worker_joins_and_is_used(stack: LocalStack, oracle: Oracle) -> None:
+    stack.kill("prefill-0")
+    image = patchwork(1450, *SIZE)
+    for turn in (0, 1):
+        answer = _ask(stack, _messages([image], turn))
+        assert_exact(answer, _expected(oracle, [image], turn))
+    stack.restart("prefill-0")
+    stack.wait_ready(READY_DEADLINE_S)
+    images = [patchwork(1451 + i, *SIZE) for i in range(8)]
+    before = _transfers(stack)
+    with ThreadPoolExecutor(len(images)) as threads:
+        answers = list(threads.map(lambda image: _ask(stack, _messages([image], 0)), images))
+    assert all(answer.ok for answer in answers)
+    assert all(now > then for now, then in zip(_transfers(stack), before, strict=True))
 
 
 class _Served:
