@@ -28,16 +28,16 @@ EVENTS = "kv_cache_events_applied"
 
 
 def test_each_turn_goes_where_its_beginning_is(stack: LocalStack, oracle: Oracle) -> None:
-    """Two conversations in turns: without the router, each would see both workers."""
-    images = [patchwork(1400 + i, *SIZE) for i in range(2)]
-    served: list[list[int]] = [[], []]
+    """Three conversations in turns: two workers that take turns would have each of them by turns."""
+    images = [patchwork(1400 + i, *SIZE) for i in range(3)]
+    served: list[list[int]] = [[] for _ in images]
     for turn in range(len(QUESTIONS)):
         for i, image in enumerate(images):
             answer, worker = _turn(stack, oracle, image, turn)
             served[i].append(worker)
             cached = _cached_tokens(answer)
             assert (cached > num_tokens(image)) == (turn > 0), (turn, cached)
-    assert [len(set(workers)) for workers in served] == [1, 1], served
+    assert [len(set(workers)) for workers in served] == [1, 1, 1], served
 
 
 def test_new_conversations_at_once_use_both_workers(stack: LocalStack, oracle: Oracle) -> None:
