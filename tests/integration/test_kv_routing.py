@@ -28,7 +28,7 @@ EVENTS = "kv_cache_events_applied"
 
 
 def test_each_turn_goes_where_its_beginning_is(stack: LocalStack, oracle: Oracle) -> None:
-    """Three conversations in turns: two workers that take turns would have each of them by turns."""
+    """Three conversations in turns: workers that take turns would share each of them."""
     images = [patchwork(1400 + i, *SIZE) for i in range(3)]
     served: list[list[int]] = [[] for _ in images]
     for turn in range(len(QUESTIONS)):
