@@ -13,11 +13,13 @@ import pytest
 from PIL import Image
 
 from examples.local_stack import LocalStack
+from tests.support import videos
 from tests.support.client import Answer, ask, data_url
 from tests.support.deployments import ENCODE_LOCALLY, MODEL_NAME, READY_DEADLINE_S
-from tests.support.exact import assert_exact
+from tests.support.exact import LOGPROB_TOLERANCE, assert_exact, logprobs_of
 from tests.support.holds import Moment, holding
-from tests.support.oracle import Oracle
+from tests.support.items import Item, ask_about
+from tests.support.oracle import Clip, Oracle
 from tests.support.pictures import patchwork
 from tests.support.worker_status import status, wait_until
 
@@ -54,6 +56,26 @@ def test_pictures_are_exact_and_counted(
     assert_exact(both, oracle.generate(IMAGES[:2], QUESTION, MAX_TOKENS))
     assert ask(stack.base_url, MODEL_NAME, [], QUESTION, MAX_TOKENS).ok
     assert _fallbacks(stack) == before + len(IMAGES) + 1
+
+
+@pytest.mark.skipif(not videos.AVAILABLE, reason=videos.MISSING)
+def test_a_video_is_to_an_engine_what_it_makes_of_it_itself(stack: LocalStack) -> None:
+    """SGLang's own engine is the measure for videos of this model, not transformers."""
+    clip, image = Clip(videos.patchwork_frames(8, 8), fps=1), patchwork(520, 8, 8)
+    requests: list[list[Item]] = [[clip], [image, clip], [clip, image]]
+    remote = [ask_about(stack, items) for items in requests]
+    stack.kill("encode-0")
+    local = [ask_about(stack, items) for items in requests]
+    stack.restart("encode-0")
+    stack.wait_ready(READY_DEADLINE_S)
+    assert all("mm_resume" in (answer.engine_data or {}) for answer in remote)
+    assert not any("mm_resume" in (answer.engine_data or {}) for answer in local)
+    for ours, own in zip(remote, local, strict=True):
+        assert ours.ok and own.ok, (ours.raw, own.raw)
+        assert ours.token_ids == own.token_ids
+        assert ours.usage and own.usage
+        assert ours.usage["prompt_tokens"] == own.usage["prompt_tokens"]
+        assert logprobs_of(ours) == pytest.approx(logprobs_of(own), abs=LOGPROB_TOLERANCE)
 
 
 def test_bad_pictures_are_refused_as_ever(stack: LocalStack, without_encode_worker: None) -> None:

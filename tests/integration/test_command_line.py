@@ -4,11 +4,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,8 @@ AT_ONCE = 2
 ROLES = ("processor", "encode_worker", "prefill_worker", "decode_worker")
 WITH_ENGINE = ROLES[1:]
 MODEL_PATH = "{model}"
+UNSERVED_PATH = "{unserved}"
+UNSERVED = "KimiVLForConditionalGeneration"
 
 
 @dataclass(frozen=True)
@@ -56,17 +59,25 @@ MISTAKES = [
     Mistake("decode_worker", "mode", (*MODEL, *PREFILLS), (PREFILLS[0], "'prefill'")),
 ]
 
+MISTAKES += [
+    Mistake(role, "unserved", ("--model-path", UNSERVED_PATH), (UNSERVED, "Qwen3-VL-MoE"))
+    for role in ROLES
+]
+
 Run = subprocess.CompletedProcess[str]
 Runs = dict[str, "Future[Run]"]
 
 
 @pytest.fixture(scope="module")
-def runs(models: dict[Model, Path]) -> Iterator[Runs]:
+def runs(models: Mapping[Model, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Every command line of this module, two at a time: importing SGLang takes seconds."""
+    unserved = tmp_path_factory.mktemp("unserved")
+    (unserved / "config.json").write_text(json.dumps({"architectures": [UNSERVED]}))
+    paths = {MODEL_PATH: str(models["random"]), UNSERVED_PATH: str(unserved)}
     with ThreadPoolExecutor(AT_ONCE) as threads:
         futures = {f"{role}-help": threads.submit(_run, role, ["--help"], {}) for role in ROLES}
         for mistake in MISTAKES:
-            arguments = [a.replace(MODEL_PATH, str(models["random"])) for a in mistake.arguments]
+            arguments = [paths.get(argument, argument) for argument in mistake.arguments]
             future = threads.submit(_run, mistake.role, arguments, mistake.env)
             futures[f"{mistake.role}-{mistake.name}"] = future
         yield futures

@@ -114,8 +114,13 @@ DISTURBED = Deployment(
 )
 TRAINED = Deployment("trained", model="trained")
 """Default settings throughout."""
-QWEN3_VL = Deployment("qwen3-vl", model="qwen3_vl", workers=SMALL_POOL.workers)
-QWEN3_VL_MOE = replace(QWEN3_VL, name="qwen3-vl-moe", model="qwen3_vl_moe")
+QWEN3_VL = Deployment(
+    "qwen3-vl",
+    model="qwen3_vl",
+    # A pool of 512 tokens, which a short video fits; a default grant has 32 of them.
+    workers=pool_args(block_size=16, default_blocks=2, buffers=16),
+)
+QWEN3_VL_MOE = replace(QWEN3_VL, name="qwen3-vl-moe", model="qwen3_vl_moe", num_decode=1)
 QWEN2_VL = replace(QWEN3_VL, name="qwen2-vl", model="qwen2_vl")
 LIFECYCLE = Deployment("lifecycle", workers=SMALL_POOL.workers)
 TWO_BY_TWO = Deployment(

@@ -40,6 +40,8 @@ class Clip:
 
     frames: Sequence[Image.Image]
     fps: float
+    url: str | None = None
+    """What stands for it in a request, if that is not to be its frames, compressed without loss."""
 
     @property
     def tensor(self) -> torch.Tensor:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import io
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -32,6 +33,20 @@ def mp4(frames: Sequence[Image.Image], frames_per_second: float) -> bytes:
 def lossless(frames: Sequence[Image.Image], frames_per_second: float) -> bytes:
     """The same as a Matroska file that is decoded to the very same pictures."""
     return _encoded(frames, frames_per_second, "matroska", codec="libx264rgb", crf=0)
+
+
+def jpegs(frames: Sequence[Image.Image]) -> list[bytes]:
+    """The pictures as JPEG files."""
+    files = []
+    for frame in frames:
+        frame.save(buffer := io.BytesIO(), "JPEG", quality=95)
+        files.append(buffer.getvalue())
+    return files
+
+
+def frames_data_url(pictures: Sequence[bytes]) -> str:
+    """Picture files as the URL of one video."""
+    return "data:video/jpeg;base64," + ",".join(base64.b64encode(p).decode() for p in pictures)
 
 
 def patchwork_frames(seed: int, count: int) -> list[Image.Image]:

@@ -6,6 +6,7 @@ Whatever the bytes make Pillow or the video library raise is the client's; a lac
 open files is ours.
 """
 
+import base64
 import errno
 import io
 import threading
@@ -14,6 +15,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, TypeVar
 
+import numpy as np
+import torch
 from PIL import Image
 from sglang.srt.multimodal.processors.qwen_vl import smart_nframes
 from sglang.srt.utils.video_decoder import VideoDecoderWrapper
@@ -26,6 +29,11 @@ MAX_PIXELS: Final = 89_478_485
 MAX_VIDEO_PIXELS: Final = 2**29
 #: Pixels of all pictures and videos that a worker holds at the same time: 4 GiB.
 MAX_PIXELS_HELD: Final = 2**30
+
+#: Frames a second that SGLang takes of a video unless told otherwise.
+SAMPLED_FPS: Final = 2.0
+#: How the bytes of a video begin that is a sequence of pictures, each in base64.
+FRAMES: Final = b"data:video/jpeg;base64,"
 
 T = TypeVar("T")
 
@@ -51,6 +59,30 @@ class Video(VideoDecoderWrapper):
         """`(frames, height, width, 3)`, uint8. Takes long: not for an event loop."""
         with _of_bad_video():
             return super().get_frames_as_tensor(indices)
+
+
+class Frames(Video):
+    """Pictures that are a video: all of them, at the rate at which SGLang takes frames."""
+
+    def __init__(self, frames: torch.Tensor, fps: float) -> None:
+        """`frames`: `(an even number, height, width, 3)`, uint8."""
+        self._frames = frames
+        self._fps = fps
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    @property
+    def avg_fps(self) -> float:
+        return self._fps
+
+    @property
+    def frame_shape(self) -> tuple[int, int]:
+        return int(self._frames.shape[1]), int(self._frames.shape[2])
+
+    def get_frames_as_tensor(self, indices: list[int]) -> torch.Tensor:
+        """As of `Video`."""
+        return self._frames[indices]
 
 
 class PixelsHeld:
@@ -134,6 +166,25 @@ def open_video(data: bytes, held: PixelsHeld, options: Mapping[str, Any]) -> Vid
         raise Unusable(text + "send a shorter or smaller video")
     with held.during_life_of(pixels) as keep:
         return keep(video)
+
+
+def decode_frames(data: bytes, held: PixelsHeld, options: Mapping[str, Any]) -> Frames:
+    """A video from the text of a `data:video/jpeg` URL; otherwise as of `open_video`."""
+    files = data.removeprefix(FRAMES).split(b",")
+    pictures: list[Image.Image] = []
+    for i, file in enumerate(files):
+        try:
+            pictures.append(decode_picture(base64.b64decode(file, validate=True), held))
+            if pictures[i].size != pictures[0].size:
+                raise Unusable("is of another size than the first: send frames of one size")
+        except ValueError as error:  # `Unusable` is one
+            raise Unusable(f"frame {i + 1}: {error!s:.200}") from error
+        if (i + 1) * pictures[0].width * pictures[0].height > MAX_VIDEO_PIXELS:
+            raise Unusable(f"the frames have more than {MAX_VIDEO_PIXELS} pixels: send fewer")
+    pictures += pictures[-1:] * (len(pictures) % 2)  # SGLang takes two at a time
+    frames = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+    with held.during_life_of(frames.numel() // 3) as keep:
+        return keep(Frames(frames, float(options.get("fps") or SAMPLED_FPS)))
 
 
 def is_lack(error: BaseException | None) -> bool:

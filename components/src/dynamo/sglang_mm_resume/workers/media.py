@@ -41,10 +41,12 @@ from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.core.messages import Media
 from dynamo.sglang_mm_resume.transport.tasks import in_thread
 from dynamo.sglang_mm_resume.workers.decoding import (
+    FRAMES,
     MAX_PIXELS_HELD,
     PixelsHeld,
     Unusable,
     Video,
+    decode_frames,
     decode_picture,
     is_lack,
     open_video,
@@ -151,6 +153,8 @@ class MediaLoader:
         return Content(b"", name.hexdigest(), picture=picture)
 
     def _decode(self, content: Content) -> Image.Image | Video:
+        if content.data.startswith(FRAMES) and content.modality == "video":
+            return decode_frames(content.data, self._held, self._video_options)
         if content.modality == "video":
             return open_video(content.data, self._held, self._video_options)
         return decode_picture(content.data, self._held)
@@ -231,6 +235,8 @@ def _data_of(url: str, modality: str) -> bytes:
         data = data.replace(escape, character).replace(escape.lower(), character)
     try:
         compact = data.encode("ascii").translate(None, b" \t\r\n\f")
+        if media_type.strip() == "video/jpeg":
+            return FRAMES + compact
         return base64.b64decode(compact, validate=True)
     except ValueError as error:
         raise Unusable(f"the data URL is not valid base64 ({error!s:.100})") from error

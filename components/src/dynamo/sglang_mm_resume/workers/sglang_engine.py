@@ -25,6 +25,9 @@ import torch
 from dynamo.sglang._compat import get_sglang_model_config
 from dynamo.sglang.request_handlers import PrefillWorkerHandler
 from dynamo.sglang.request_handlers.llm.decode_handler import _raise_if_sglang_error
+from dynamo.sglang.request_handlers.multimodal.encode_worker_handler import (
+    _install_load_video_passthrough,
+)
 from PIL import Image
 from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
 from sglang.srt.managers.schedule_batch import Modality
@@ -100,6 +103,7 @@ class EmbeddingInput:
         self._original = self._processor.process_mm_data_async
         self._offered: dict[str, Offer] = {}
         self._processor.process_mm_data_async = self._process
+        _install_load_video_passthrough()  # of videos that are open already
 
     def __len__(self) -> int:
         return len(self._offered)
@@ -258,6 +262,11 @@ def forget_choices(engine: Any) -> None:
 def num_requests(engine: Any) -> int:
     """Requests that the engine knows, until its scheduler has finished or aborted them."""
     return len(engine.tokenizer_manager.rid_to_state)
+
+
+def video_options(engine: Any) -> dict[str, Any]:
+    """Which frames SGLang takes of a video, and how large (`--mm-process-config`)."""
+    return dict(engine.tokenizer_manager.mm_processor.video_config or {})
 
 
 def max_prompt_tokens(engine: Any) -> int:

@@ -21,6 +21,7 @@ from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.writer import Writer
 from dynamo.sglang_mm_resume.workers.encode import EncodeHandler, Receivers
+from dynamo.sglang_mm_resume.workers.families import require_served_by
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     DrainFirst,
     argument_errors,
@@ -42,6 +43,7 @@ COMPONENT = "encoder"
 async def worker(settings: Settings, rest: list[str]) -> None:
     """Run until a signal ends it."""
     with argument_errors():
+        await require_served_by(rest)
         config = await parse_args(["--enable-multimodal", "--disaggregation-mode", "encode", *rest])
     dynamo_args = config.dynamo_args
     dynamo_args.frontend_decoding = False  # asked for by the processor, which is the front door

@@ -19,6 +19,7 @@ from dynamo.sglang.publisher import (
 from dynamo.sglang.shutdown import install_graceful_shutdown
 
 from dynamo.sglang_mm_resume.config import Settings
+from dynamo.sglang_mm_resume.workers.families import require_served_by
 from dynamo.sglang_mm_resume.workers.lifecycle import argument_errors, runtime_of
 
 
@@ -56,6 +57,7 @@ async def run_engine(
     `prepare` gets SGLang's arguments before, and may raise `ValueError` for them.
     """
     with argument_errors():
+        await require_served_by(arguments)
         config = await parse_args(arguments)
         if config.serving_mode not in modes:
             raise ValueError(

@@ -122,7 +122,12 @@ async def _serve(process: EngineProcess) -> None:
         *process.handler_args,
         assembler=assembler,
         embeddings=embeddings,
-        media=MediaLoader(threads, layout.fingerprint, settings.bootstrap_timeout_s / 2),
+        media=MediaLoader(
+            threads,
+            layout.fingerprint,
+            settings.bootstrap_timeout_s / 2,
+            sglang_engine.video_options(engine),
+        ),
         max_local=settings.max_encodes,
         has_tower=settings.local_vision,
         admission=admission,

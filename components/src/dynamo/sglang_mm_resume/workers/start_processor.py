@@ -4,7 +4,6 @@
 
 import argparse
 import asyncio
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -27,7 +26,6 @@ from dynamo.llm import (
     ModelInput,
     ModelRuntimeConfig,
     WorkerType,
-    fetch_model,
     register_model,
 )
 from dynamo.runtime import Context
@@ -38,6 +36,7 @@ from dynamo.sglang_mm_resume.core.messages import Modality
 from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT, PrefillDecode
+from dynamo.sglang_mm_resume.workers.families import config_of, folder_of, require_served
 from dynamo.sglang_mm_resume.workers.frontend_decoding import frontend_decoding
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     argument_errors,
@@ -120,6 +119,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     with argument_errors():
         config.validate()
         config.apply_router_config()
+        require_served(await config_of(config.model_path), config.model_path)
         _require_possible(settings, config)
     placeholders = await _placeholders(config.model_path)
     runtime, loop = runtime_of(config)
@@ -136,7 +136,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     decode = await _decode_workers(settings, runtime, namespace) if config.decode_workers else None
     together = _together(settings, peers, decode)
     media_tokens = await _media_tokens(config.model_path)
-    image_rule = _image_rule(settings, await _folder(config.model_path))
+    image_rule = _image_rule(settings, await folder_of(config.model_path))
     processor = Processor(
         settings,
         peers,
@@ -264,7 +264,7 @@ def _image_rule(settings: Settings, folder: Path) -> ImageRule | None:
 
 async def _placeholders(model_path: str) -> Placeholders:
     """The ids of one picture's and one video's placeholder, from the model's own config.json."""
-    config = await _model_config(model_path)
+    config = await config_of(model_path)
     found: dict[Modality, int] = {}
     for modality, keys in _PLACEHOLDER_KEYS.items():
         ids = [config[key] for key in keys if isinstance(config.get(key), int)]
@@ -278,23 +278,12 @@ async def _placeholders(model_path: str) -> Placeholders:
 
 async def _media_tokens(model_path: str) -> set[int]:
     """Every id that a prompt has because of media: placeholders, and what is around them."""
-    config = await _model_config(model_path)
+    config = await config_of(model_path)
     return {
         token
         for key, token in config.items()
         if _MEDIA_TOKEN.fullmatch(key) and isinstance(token, int)
     }
-
-
-async def _model_config(model_path: str) -> dict[str, Any]:
-    config: dict[str, Any] = json.loads((await _folder(model_path) / "config.json").read_text())
-    return config
-
-
-async def _folder(model_path: str) -> Path:
-    """Of the model's files; its weights may be missing."""
-    folder = Path(model_path)
-    return folder if folder.is_dir() else Path(await fetch_model(model_path, ignore_weights=True))
 
 
 def _runtime_config(config: ProcessorConfig) -> ModelRuntimeConfig:
