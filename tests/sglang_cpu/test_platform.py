@@ -112,6 +112,7 @@ def test_hooks_are_registered_before_what_they_change(registered: list[Any]) -> 
         (hooks.KV_MANAGER_INIT, hooks.kv_in_host_memory, HookType.BEFORE),
         (hooks.NIXL_AGENT_INIT, hooks.rest_between_polls, HookType.BEFORE),
         (hooks.PIN_MEMORY, hooks.leave_unpinned, HookType.REPLACE),
+        (hooks.NCCL_INIT, hooks.leave_nccl_out, HookType.REPLACE),
     ]
 
 
@@ -177,10 +178,24 @@ def test_sglang_finds_both_plug_ins_in_a_process_of_its_own() -> None:
         env={**_environment(), "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr
-    targets = f"{hooks.NIXL_AGENT_INIT} {hooks.KV_MANAGER_INIT} {hooks.PIN_MEMORY}"
+    targets = " ".join(
+        (hooks.NIXL_AGENT_INIT, hooks.KV_MANAGER_INIT, hooks.NCCL_INIT, hooks.PIN_MEMORY)
+    )
     assert f"found TorchNativeCpuPlatform {targets}" in done.stdout
 
 
 def _environment() -> dict[str, str]:
     chosen = {"SGLANG_PLATFORM", "SGLANG_PLUGINS", "SGLANG_USE_CPU_ENGINE"}
     return {name: value for name, value in os.environ.items() if name not in chosen}
+
+
+def test_without_nccl_sglang_has_ranks_talk_over_gloo(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Otherwise, as NCCL is installed, it would ask torch for a GPU."""
+    from sglang.srt.distributed.device_communicators.pynccl import PyNcclCommunicator
+    from sglang.srt.distributed.device_communicators.pynccl_wrapper import NCCLLibrary
+    from sglang.srt.distributed.utils import StatelessProcessGroup
+
+    assert pkgutil.resolve_name(hooks.NCCL_INIT) is NCCLLibrary.__init__
+    monkeypatch.setattr(NCCLLibrary, "__init__", hooks.leave_nccl_out)
+    group = StatelessProcessGroup(rank=0, world_size=2, store=None)
+    assert PyNcclCommunicator(group, "cpu").disabled

@@ -39,6 +39,8 @@ class Deployment:
     model: Model = "random"
     workers: tuple[str, ...] = ()
     """Arguments of the encode, prefill and decode workers."""
+    encode: tuple[str, ...] = ()
+    """Further ones of the encode workers."""
     prefill: tuple[str, ...] = ()
     """Further ones of the workers with an engine: prefill and decode."""
     processor: tuple[str, ...] = ()
@@ -305,7 +307,7 @@ class Keeper:
             dtype="float32",
             frontend_module=deployment.frontend_module,
             processor_args=deployment.processor,
-            encode_args=deployment.workers,
+            encode_args=(*deployment.workers, *deployment.encode),
             prefill_args=(*deployment.workers, *deployment.prefill),
             decode_args=(*deployment.workers, *deployment.prefill),
             modules=dict(deployment.modules),

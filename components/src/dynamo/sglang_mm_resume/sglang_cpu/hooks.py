@@ -1,10 +1,11 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""Entry point `sglang.srt.plugins`: P/D disaggregation over NIXL in host memory, and videos.
+"""Entry point `sglang.srt.plugins`: P/D disaggregation over NIXL in host memory, videos, ranks.
 
 SGLang calls `register` once in each of its processes. It registers KV memory with NIXL as GPU
 memory unless told otherwise, which fails where there is none, and has NIXL poll without a pause.
-It pins the frames of a video for a GPU, which fails alike.
+It pins the frames of a video for a GPU, which fails alike, and has the ranks of an engine talk
+over NCCL where that is installed, GPU or not.
 """
 
 from typing import Any, Final
@@ -12,6 +13,7 @@ from typing import Any, Final
 KV_MANAGER_INIT = "sglang.srt.disaggregation.nixl.conn.NixlKVManager.__init__"
 NIXL_AGENT_INIT = "nixl._api.nixlBind.nixlAgent.__init__"
 PIN_MEMORY = "torch.Tensor.pin_memory"
+NCCL_INIT = "sglang.srt.distributed.device_communicators.pynccl_wrapper.NCCLLibrary.__init__"
 #: Microseconds between two polls of NIXL's progress thread. An idle agent took 2.6 % of a core with
 #: it, and a message arrived within 0.1 ms.
 POLL_PERIOD_US: Final = 1000
@@ -28,6 +30,7 @@ def register() -> None:
     HookRegistry.register(KV_MANAGER_INIT, kv_in_host_memory, HookType.BEFORE)
     HookRegistry.register(NIXL_AGENT_INIT, rest_between_polls, HookType.BEFORE)
     HookRegistry.register(PIN_MEMORY, leave_unpinned, HookType.REPLACE)
+    HookRegistry.register(NCCL_INIT, leave_nccl_out, HookType.REPLACE)
 
 
 def kv_in_host_memory(manager: Any, args: Any, *rest: Any, **named: Any) -> None:
@@ -41,6 +44,11 @@ def kv_in_host_memory(manager: Any, args: Any, *rest: Any, **named: Any) -> None
 def leave_unpinned(tensor: Any, *_: Any, **__: Any) -> Any:
     """The tensor itself: there is no device to copy it to."""
     return tensor
+
+
+def leave_nccl_out(library: Any, *_: Any, **__: Any) -> None:
+    """As where NCCL is not installed: ranks then talk over gloo alone."""
+    raise OSError("NCCL needs GPUs")
 
 
 def rest_between_polls(agent: Any, name: str, config: Any) -> None:

@@ -26,9 +26,15 @@ class Batches(Generic[Item, Result]):
     """Nobody waits for company: a batch is what has come while the last one was worked on."""
 
     def __init__(
-        self, work: Callable[[list[Item]], Awaitable[list[Result]]], max_items: int, max_size: int
+        self,
+        work: Callable[[list[Item]], Awaitable[list[Result]]],
+        max_items: int,
+        max_size: int,
+        at_once: int = 1,
     ) -> None:
-        """`work` makes one result per item. `max_size`: sum of sizes, unless one alone has more."""
+        """`work` makes one result per item. `max_size`: sum of sizes, unless one alone has more;
+        `at_once`: batches that are worked on at the same time.
+        """
         self.sizes = Histogram(FEW)
         """Items of each batch since the start."""
         self.seconds = Histogram(SECONDS)
@@ -37,7 +43,8 @@ class Batches(Generic[Item, Result]):
         self._max_items = max_items
         self._max_size = max_size
         self._waiting: deque[_Waiter[Item, Result]] = deque()
-        self._working: asyncio.Task[None] | None = None
+        self._at_once = at_once
+        self._working: list[asyncio.Task[None]] = []
 
     async def result_of(self, item: Item, size: int) -> Result:
         """Its result, or what `work` raises for it. Cancelling takes out what waits yet."""
@@ -45,9 +52,10 @@ class Batches(Generic[Item, Result]):
             item, size, asyncio.get_running_loop().create_future()
         )
         self._waiting.append(waiter)
-        if self._working is None or self._working.done():
+        self._working = [working for working in self._working if not working.done()]
+        if len(self._working) < self._at_once:
             with tracing.within(None):  # it goes on with the items of others
-                self._working = asyncio.ensure_future(self._work_off())
+                self._working.append(asyncio.ensure_future(self._work_off()))
         return await waiter.result
 
     @property

@@ -118,7 +118,7 @@ class DrainFirst:
 
 
 async def serve(
-    endpoints: Iterable[Awaitable[Any]], registration: Awaitable[None], shutdown: asyncio.Event
+    endpoints: Iterable[Awaitable[Any]], registration: Awaitable[Any], shutdown: asyncio.Event
 ) -> None:
     """Serve until all endpoints have stopped; register meanwhile, unless that comes too late.
 

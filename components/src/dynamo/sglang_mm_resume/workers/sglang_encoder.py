@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 from typing import Any, Final
 
@@ -29,6 +30,7 @@ from sglang.srt.plugins import load_plugins
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.workers.batches import Batches
 from dynamo.sglang_mm_resume.workers.decoding import Unusable, Video
+from dynamo.sglang_mm_resume.workers.towers import Place, Towers
 
 #: Pictures that a GPU's tower takes at once. On a CPU they go one by one: attention over a batch is
 #: masked there, and eight pictures of 224 px took twelve times as long together as singly.
@@ -62,17 +64,20 @@ class VisionEncoder:
         # SGLang reads the sizes of its loading and preprocessing pools from these.
         os.environ.setdefault("SGLANG_ENCODER_MM_LOAD_WORKERS", str(num_threads))
         os.environ.setdefault("SGLANG_ENCODER_PREPROC_WORKERS", str(num_threads))
-        load_plugins()  # as SGLang's engine does, but not its encoder
         _install_load_video_passthrough()  # of videos that are open already
-        publish_server_args(server_args, role="encoder")
-        self._encoder = get_mm_encoder_class()(
-            server_args, dist_init_method="tcp://127.0.0.1:0", rank=0
-        )
-        self._tower = ThreadPoolExecutor(max_workers=1, thread_name_prefix="vision-tower")
+        make_encoder = partial(_make_encoder, server_args)
+        self._towers = Towers(make_encoder, server_args.tp_size, server_args.dp_size)
+        self._encoder = make_encoder(self._towers.first)
+        self._towers.lead(getattr(self._encoder.model, "thinker", self._encoder.model))
+        self.lost = self._towers.lost
+        self._tower = ThreadPoolExecutor(self._towers.dp_size, thread_name_prefix="vision-tower")
         self._videos = ThreadPoolExecutor(MAX_VIDEOS, thread_name_prefix="video")
         on_cpu = self._encoder.device == "cpu"
         self.batches: Batches[Prepared, torch.Tensor] = Batches(
-            self._run_tower, max_batch or (1 if on_cpu else GPU_BATCH), MAX_BATCH_TOKENS
+            self._run_tower,
+            max_batch or (1 if on_cpu else GPU_BATCH),
+            MAX_BATCH_TOKENS,
+            self._towers.dp_size,
         )
 
     @property
@@ -164,6 +169,7 @@ class VisionEncoder:
     def close(self) -> None:
         for threads in (self._tower, self._videos):
             threads.shutdown(wait=False, cancel_futures=True)
+        self._towers.close()
 
     async def _run_tower(self, batch: list[Prepared]) -> list[torch.Tensor]:
         loop = asyncio.get_running_loop()
@@ -209,6 +215,18 @@ def _groups(batch: list[Prepared]) -> Iterator[list[Prepared]]:
     for are_pictures, found in groupby(batch, lambda p: p.context.modality is Modality.IMAGE):
         group = list(found)
         yield from [group] if are_pictures else ([video] for video in group)
+
+
+def _make_encoder(server_args: Any, place: Place) -> Any:
+    """One rank of a tower."""
+    load_plugins()  # as SGLang's engine does, but not its encoder
+    publish_server_args(server_args, role="encoder")
+    return get_mm_encoder_class()(
+        server_args,
+        dist_init_method=place.meeting_point,
+        rank=place.rank,
+        gpu_id=server_args.base_gpu_id + place.device,
+    )
 
 
 def max_image_tokens(image_processor: Any) -> int | None:

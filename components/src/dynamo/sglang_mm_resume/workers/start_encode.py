@@ -5,7 +5,7 @@
 import asyncio
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Final
 from uuid import uuid4
 
 from dynamo.common.utils.graceful_shutdown import install_signal_handlers
@@ -38,13 +38,14 @@ from dynamo.sglang_mm_resume.workers.status import STATUS_ENDPOINT, answering, d
 logger = logging.getLogger(__name__)
 
 COMPONENT = "encoder"
+ENGINE_ARGS: Final = ("--enable-multimodal", "--disaggregation-mode", "encode")
 
 
 async def worker(settings: Settings, rest: list[str]) -> None:
     """Run until a signal ends it."""
     with argument_errors():
         await require_served_by(rest)
-        config = await parse_args(["--enable-multimodal", "--disaggregation-mode", "encode", *rest])
+        config = await parse_args([*ENGINE_ARGS, *rest])
     dynamo_args = config.dynamo_args
     dynamo_args.frontend_decoding = False  # asked for by the processor, which is the front door
     runtime, loop = runtime_of(dynamo_args)
@@ -145,7 +146,8 @@ async def _serve(
             ),
             about.serve_endpoint(answering(status), graceful_shutdown=True, metrics_labels=labels),
         )
-        await serve(served, presence.keep(register, list_model), shutdown)
+        kept = asyncio.gather(presence.keep(register, list_model), encoder.lost())
+        await serve(served, kept, shutdown)
     finally:
         await handler.close()
         await agent.stop()

@@ -46,7 +46,7 @@ logger = logging.getLogger(__name__)
 
 COMPONENT = "prefill"
 
-_ENGINE_ARGS: Final = (
+ENGINE_ARGS: Final = (
     "--enable-multimodal",
     # Without it, an engine that gets embeddings of one request and pictures of another in the same
     # batch (--encode-fallback local, --encode-min-*) raises NotImplementedError in its scheduler,
@@ -59,7 +59,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     """Run until a signal ends it."""
     modes = {DisaggregationMode.AGGREGATED, DisaggregationMode.PREFILL}
     prepare = None if settings.local_vision else sglang_engine.leave_tower_out
-    await run_engine(settings, [*_ENGINE_ARGS, *rest], COMPONENT, modes, _serve, prepare)
+    await run_engine(settings, [*ENGINE_ARGS, *rest], COMPONENT, modes, _serve, prepare)
 
 
 async def _serve(process: EngineProcess) -> None:
