@@ -47,6 +47,7 @@ def run(stack: LocalStack, *arguments: str, **environment: str) -> subprocess.Co
 
 def checks_of(ran: subprocess.CompletedProcess[str]) -> Checks:
     """The checks of a JSON report, by name."""
+    assert ran.stdout, ran.stderr
     report = json.loads(ran.stdout)
     assert report["exit_code"] == ran.returncode
     return {check["name"]: check for check in report["checks"]}

@@ -75,6 +75,8 @@ def test_a_picture_above_the_default_grant(stack: LocalStack) -> None:
         'stage_seconds_count{stage="encode"}': 1,
         'stage_seconds_count{stage="first_token"}': 1,
     }
+    # The pool may be full of the pictures of other tests.
+    moved["encode"].pop("cache_evictions_total", None)
     assert moved["encode"] == {
         "transfers_total": 1,
         "load_seconds_count": 1,
