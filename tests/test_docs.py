@@ -19,6 +19,9 @@ from dynamo.sglang_mm_resume.core.layout import Layout
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "components" / "src" / "dynamo" / "sglang_mm_resume"
 PROTOCOL = ROOT / "docs" / "protocol.md"
+README = ROOT / "README.md"
+NUM_FEATURES = 14
+IS_SLOW = re.compile(r"^pytestmark = .*pytest\.mark\.full", re.MULTILINE)
 FOLDER = ROOT / "docs"
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
@@ -87,6 +90,15 @@ def test_relative_links_resolve(document: Path) -> None:
         assert target.exists(), f"{target} does not exist"
         if anchor:
             assert anchor in anchors(target), f"{name_of(target)} has no heading #{anchor}"
+
+
+@pytest.mark.parametrize("number", range(1, NUM_FEATURES + 1))
+def test_a_feature_has_tests_of_which_one_is_not_slow(number: int) -> None:
+    (row,) = re.findall(rf"^\| {number} \| .*$", README.read_text(), re.MULTILINE)
+    tests = re.findall(r"\((tests/\S+\.py)\)( \(\*full\*\))?", row.split("|")[4])
+    assert not all(slow for _, slow in tests)
+    for name, slow in tests:
+        assert bool(slow) == bool(IS_SLOW.search((ROOT / name).read_text())), name
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
