@@ -190,7 +190,7 @@ async def test_a_read_outlives_its_request(
     with pytest.raises(Refused):  # the first still counts
         await patient.picture(lent)
     arrived.set()
-    await memory.finish()
+    await _all_reads()
     arrived.clear()
     reading.clear()
     request = asyncio.ensure_future(patient.picture(lent))
@@ -201,5 +201,9 @@ async def test_a_read_outlives_its_request(
     with pytest.raises(Refused):
         await patient.picture(lent)
     arrived.set()
-    await patient.finish()
+    await _all_reads()
     await patient.picture(lent)
+
+
+async def _all_reads() -> None:
+    await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})

@@ -38,10 +38,6 @@ class FrontendMemory:
             raise TransferFailed(f"the frontend's memory was not read within {self._timeout_s:g} s")
         return read.result()
 
-    async def finish(self) -> None:
-        """Wait for reads that nobody waits for any more."""
-        await asyncio.gather(*self._reads, return_exceptions=True)
-
     def _end(self, read: "asyncio.Task[Image.Image]") -> None:
         self._reads.discard(read)
         if not read.cancelled():
