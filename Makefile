@@ -4,6 +4,8 @@
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.complete
+AIPERF_VENV := .venv-aiperf
+AIPERF_STAMP := $(AIPERF_VENV)/.complete
 MODEL := examples/demo_model/weights
 
 # Environments that set this make every start of a worker compile its imports anew: a minute each.
@@ -12,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo demo-model test test-full lint format types pytest bench bench-http soak \
+.PHONY: help env aiperf demo demo-model test test-full lint format types pytest bench bench-http soak \
     wheel clean
 
 help: ## Print the targets
@@ -38,6 +40,15 @@ $(STAMP): requirements/cpu.txt pyproject.toml
 	    --editable .
 	@touch $@
 	@echo "env: ready in $(VENV)"
+
+aiperf: $(AIPERF_STAMP) ## Create .venv-aiperf, where one test and examples/client/aiperf.sh find it
+
+$(AIPERF_STAMP): requirements/aiperf.txt | $(STAMP)
+	@echo "aiperf: creating $(AIPERF_VENV) (1 GB)"
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(AIPERF_VENV)
+	@$(BIN)/uv pip install --quiet --python $(AIPERF_VENV)/bin/python --no-deps \
+	    -r requirements/aiperf.txt
+	@touch $@
 
 demo: $(STAMP) ## Start the whole graph on this machine and send it a picture (KEEP=1: leave it up)
 	@$(BIN)/python examples/demo.py $(if $(KEEP),--keep)

@@ -422,7 +422,8 @@ def _arguments(config: StackConfig, role: str, ports: _Ports, on_cpu: bool) -> l
         return [*args, *config.encode_args]
     args += ["--max-total-tokens", str(config.max_total_tokens)] if on_cpu else []
     # Left to itself, SGLang chooses one long before it listens: others may have taken it by then.
-    args += ["--nccl-port", str(ports.engine)]
+    # Data-parallel ranks need one each, and would all take this one.
+    args += [] if "--dp-size" in config.prefill_args else ["--nccl-port", str(ports.engine)]
     args += _KV_ARGS if config.num_decode else ()
     if role == "decode":
         args += _CPU_DECODE_ARGS if on_cpu else ()

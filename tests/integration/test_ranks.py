@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""`--tp-size` of either side and `--dp-size` of encode workers: several processes compute, together
+"""`--tp-size` and `--dp-size` of either side: several processes compute, together
 over gloo or side by side, and every answer is that of one.
 """
 
@@ -55,6 +55,7 @@ CASES = [
     Case("encode", "--tp-size", "spawn_main", 1),
     Case("encode", "--dp-size", "spawn_main", 1),
     Case("prefill", "--tp-size", "sglang::scheduler", 2),
+    Case("prefill", "--dp-size", "sglang::scheduler", 2),
 ]
 
 

@@ -113,6 +113,7 @@ def test_hooks_are_registered_before_what_they_change(registered: list[Any]) -> 
         (hooks.NIXL_AGENT_INIT, hooks.rest_between_polls, HookType.BEFORE),
         (hooks.PIN_MEMORY, hooks.leave_unpinned, HookType.REPLACE),
         (hooks.NCCL_INIT, hooks.leave_nccl_out, HookType.REPLACE),
+        *((target, hooks.without_pinning, HookType.AROUND) for target in hooks.LORA_PINNING),
     ]
 
 
@@ -153,6 +154,31 @@ def test_nixl_agents_rest_between_their_polls(rests: bool, monkeypatch: pytest.M
     assert delays == [hooks.POLL_PERIOD_US if rests else 0]
 
 
+@pytest.mark.parametrize("target", hooks.LORA_PINNING)
+def test_what_is_hooked_for_lora_exists(target: str) -> None:
+    assert callable(pkgutil.resolve_name(target))
+
+
+@pytest.mark.parametrize("module", ["layers", "backend.torch_backend"])
+def test_lora_still_pins_memory(module: str) -> None:
+    source = inspect.getsource(pkgutil.resolve_name(f"sglang.srt.lora.{module}"))
+    assert "pin_memory=True" in source
+
+
+def test_nothing_is_pinned_inside_a_hooked_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    def make(*args: Any, pin_memory: bool = False, **named: Any) -> str:
+        return "pinned" if pin_memory else "ordinary"
+
+    monkeypatch.setattr(torch, "tensor", make)
+    monkeypatch.setattr(torch, "zeros", make)
+
+    def pin(shape: int, *, value: int) -> list[Any]:
+        return [torch.zeros(shape, pin_memory=True), torch.tensor(value, pin_memory=True)]
+
+    assert hooks.without_pinning(pin, 1, value=2) == ["ordinary", "ordinary"]
+    assert pin(1, value=2) == ["pinned", "pinned"]
+
+
 @pytest.mark.parametrize("group", GROUPS)
 def test_entry_points_resolve(group: str) -> None:
     assert declared(group).load() in (platform.activate, hooks.register)
@@ -178,10 +204,16 @@ def test_sglang_finds_both_plug_ins_in_a_process_of_its_own() -> None:
         env={**_environment(), "CUDA_VISIBLE_DEVICES": ""},
     )
     assert done.returncode == 0, done.stderr
-    targets = " ".join(
-        (hooks.NIXL_AGENT_INIT, hooks.KV_MANAGER_INIT, hooks.NCCL_INIT, hooks.PIN_MEMORY)
+    targets = sorted(
+        [
+            hooks.NIXL_AGENT_INIT,
+            hooks.KV_MANAGER_INIT,
+            hooks.NCCL_INIT,
+            *hooks.LORA_PINNING,
+            hooks.PIN_MEMORY,
+        ]
     )
-    assert f"found TorchNativeCpuPlatform {targets}" in done.stdout
+    assert f"found TorchNativeCpuPlatform {' '.join(targets)}" in done.stdout
 
 
 def _environment() -> dict[str, str]:

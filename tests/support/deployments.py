@@ -16,6 +16,8 @@ from tests.support import holds
 from tests.support.spans import SpanCollector
 
 MODEL_NAME = "tiny-vlm"
+MODEL_FOLDER = "{model}"
+"""Stands for the model's folder in arguments of engines; tests make it when they run."""
 READY_DEADLINE_S = 300.0
 
 
@@ -297,6 +299,8 @@ class Keeper:
         media = {"DYN_MM_LOCAL_PATH": str(self.local_media)} if deployment.local_media else {}
         self.spans = SpanCollector() if deployment.traced else None
         tracing = self.spans.environment if self.spans else {}
+        folder = str(self._models[deployment.model])
+        prefill = [argument.replace(MODEL_FOLDER, folder) for argument in deployment.prefill]
         config = StackConfig(
             self._models[deployment.model],
             MODEL_NAME,
@@ -308,8 +312,8 @@ class Keeper:
             frontend_module=deployment.frontend_module,
             processor_args=deployment.processor,
             encode_args=(*deployment.workers, *deployment.encode),
-            prefill_args=(*deployment.workers, *deployment.prefill),
-            decode_args=(*deployment.workers, *deployment.prefill),
+            prefill_args=(*deployment.workers, *prefill),
+            decode_args=(*deployment.workers, *prefill),
             modules=dict(deployment.modules),
             env_of=deployment.env_of,
             env={**dict(deployment.env), **media, **tracing, holds.FOLDER_ENV: str(holds_dir)},

@@ -16,13 +16,14 @@ from dynamo.llm.exceptions import InvalidArgument
 from pydantic import TypeAdapter
 
 from dynamo.sglang_mm_resume import tracing
-from dynamo.sglang_mm_resume.core.errors import ProtocolError, ResumeError
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, ResumeError, TransferFailed
 from dynamo.sglang_mm_resume.core.messages import Refusal, parse
 from dynamo.sglang_mm_resume.workers.errors import to_http
 from dynamo.sglang_mm_resume.workers.lifecycle import Admission, RequestStopped
 from dynamo.sglang_mm_resume.workers.sglang_engine import (
     EmbeddingInput,
     Offer,
+    adapters,
     modality_of_reference,
 )
 
@@ -33,6 +34,10 @@ T = TypeVar("T")
 
 class ByReference:
     """Comes first among the bases of a handler; the next one is Dynamo's."""
+
+    engine: Any
+    lora_id_for_name: dict[str, int]
+    """These two are Dynamo's."""
 
     engine_span = "prefill"
     """Lasts until the engine's first token, or its end where others have the tokens."""
@@ -49,6 +54,8 @@ class ByReference:
         self._embeddings = embeddings
         self._admission = admission
         self._refusals = refusals
+        # Dynamo knows only adapters that it has loaded itself, while the engine runs.
+        self.lora_id_for_name |= adapters(self.engine)
 
     def offers(
         self, request: dict[str, Any], context: Any
@@ -72,6 +79,7 @@ class ByReference:
     ) -> AsyncGenerator[dict[str, Any], None]:
         references: list[str] = []
         try:
+            self._require_adapter(request)
             async with self.offers(request, context) as offers:
                 references = self._embeddings.offer(offers)
                 if references:
@@ -91,6 +99,15 @@ class ByReference:
             raise InvalidArgument(str(error)) from error
         finally:
             self._embeddings.withdraw(references)
+
+    def _require_adapter(self, request: dict[str, Any]) -> None:
+        """The base model must not answer for an adapter that is not here."""
+        name = (request.get("routing") or {}).get("lora_name")
+        if name and name not in self.lora_id_for_name:
+            raise TransferFailed(
+                f"the LoRA adapter {name} is not loaded here: start this worker with "
+                f"--enable-lora --lora-paths {name}=PATH"
+            )
 
 
 def taken(adapter: TypeAdapter[list[T]], request: dict[str, Any], key: str) -> list[T]:

@@ -22,6 +22,7 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import torch
+from dynamo.llm import lora_name_to_id
 from dynamo.sglang._compat import get_sglang_model_config
 from dynamo.sglang.request_handlers import PrefillWorkerHandler
 from dynamo.sglang.request_handlers.llm.decode_handler import _raise_if_sglang_error
@@ -257,6 +258,12 @@ def forget_choices(engine: Any) -> None:
         return original(request, *args)
 
     manager.generate_request = generate_request
+
+
+def adapters(engine: Any) -> dict[str, int]:
+    """Names of the engine's LoRA adapters, with the ids that Dynamo gives to such names."""
+    loaded = engine.tokenizer_manager.lora_registry.get_all_adapters()
+    return {name: lora_name_to_id(name) for name in loaded}
 
 
 def num_requests(engine: Any) -> int:

@@ -4,6 +4,7 @@
 
 import argparse
 import asyncio
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -26,6 +27,7 @@ from dynamo.llm import (
     ModelInput,
     ModelRuntimeConfig,
     WorkerType,
+    lora_name_to_id,
     register_model,
 )
 from dynamo.runtime import Context
@@ -73,6 +75,7 @@ class ProcessorConfig(DynamoRuntimeConfig, KvRouterConfigBase):
     context_length: int | None = None
     decode_workers: bool = False
     frontend_decoding: bool = False
+    lora_adapters: list[str]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -110,6 +113,14 @@ def build_parser() -> argparse.ArgumentParser:
         help="Decode workers answer; prefill workers run with --disaggregation-mode prefill.",
     )
     add_frontend_decoding_arg(group, env_prefix="SGL")
+    group.add_argument(
+        "--lora-adapters",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help="LoRA adapters to serve as models of these names; the engines load them with "
+        "--enable-lora and --lora-paths NAME=PATH.",
+    )
     return parser
 
 
@@ -153,18 +164,29 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     labels = [("model", name), ("model_name", name)]
 
     async def list_model() -> None:
+        needs = [[WorkerType.Prefill, *([WorkerType.Decode] if decode else [])]]
+        await list_card(model_name=name, needs=needs)
+        # No worker is listed by an adapter's name, that an adapter could need.
+        for adapter in config.lora_adapters:
+            await list_card(
+                lora_name=adapter,
+                base_model_path=config.model_path,
+                user_data={"lora_adapter": True, "lora_id": lora_name_to_id(adapter)},
+                ignore_weights=True,
+            )
+
+    async def list_card(**card: Any) -> None:
         await register_model(
             ModelInput.Tokens,
             parse_endpoint_types(config.endpoint_types),
             generate,
             config.model_path,
-            name,
             kv_cache_block_size=config.page_size,
             runtime_config=_runtime_config(config),
             custom_template_path=config.custom_jinja_template,
             worker_type=WorkerType.Aggregated,
-            needs=[[WorkerType.Prefill, *([WorkerType.Decode] if decode else [])]],
             **(frontend_decoding() if config.frontend_decoding else {}),
+            **card,
         )
 
     async def register() -> None:
@@ -292,4 +314,9 @@ def _runtime_config(config: ProcessorConfig) -> ModelRuntimeConfig:
         runtime_config.context_length = config.context_length
     runtime_config.tool_call_parser = config.dyn_tool_call_parser
     runtime_config.reasoning_parser = config.dyn_reasoning_parser
+    runtime_config.exclude_tools_when_tool_choice_none = config.exclude_tools_when_tool_choice_none
+    runtime_config.set_structural_tag(config.structural_tag)
+    if config.dyn_default_thinking_mode is not None:
+        mode = json.dumps(config.dyn_default_thinking_mode)
+        runtime_config.set_engine_specific("default_thinking_mode", mode)
     return runtime_config
