@@ -21,7 +21,7 @@ PACKAGE = ROOT / "components" / "src" / "dynamo" / "sglang_mm_resume"
 PROTOCOL = ROOT / "docs" / "protocol.md"
 README = ROOT / "README.md"
 NUM_FEATURES = 14
-IS_SLOW = re.compile(r"^pytestmark = .*pytest\.mark\.full", re.MULTILINE)
+IS_SLOW = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.full", re.MULTILINE)
 FOLDER = ROOT / "docs"
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
