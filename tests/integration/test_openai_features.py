@@ -233,6 +233,28 @@ def test_a_model_that_calls_no_tool_answers(
     assert answer.tool_calls == []
 
 
+@both_ways
+def test_a_model_may_call_a_tool(stack: LocalStack, stream: bool) -> None:
+    """A random model has no such will of its own: its words are laid into its mouth."""
+    call = {"name": "paint", "arguments": _arguments(PAINT)[0]}
+    said = re.escape(f"<tool_call>\n{json.dumps(call)}\n</tool_call>")
+    tools = {"tools": [PAINT, COUNT], "tool_choice": "auto"}
+    answer = _ask(stack, 128, stream=stream, guided_regex=said, **tools)
+    (seen,) = answer.tool_calls
+    assert (answer.finish_reason, answer.text, seen.name) == ("tool_calls", "", "paint")
+    assert json.loads(seen.arguments) == call["arguments"]
+
+
+# --- Reasoning ---
+
+
+@both_ways
+def test_thoughts_are_told_apart(stack: LocalStack, stream: bool) -> None:
+    said = "Here is my thought process: red or blue. Here is my response: blue"
+    answer = _ask(stack, 128, stream=stream, guided_regex=said.replace(".", r"\."))
+    assert (answer.reasoning.strip(), answer.text.strip()) == ("red or blue.", "blue")
+
+
 # --- Hints, and Dynamo's own fields ---
 
 

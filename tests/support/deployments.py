@@ -89,7 +89,8 @@ SMALL_POOL = Deployment(
     processor=(
         *("--mm-resume-max-media-items", "4"),
         *("--dyn-tool-call-parser", "hermes"),
-        *("--dyn-reasoning-parser", "qwen3"),
+        # Its marks are words. Dynamo's parser of "<think>" wants it in one token or few.
+        *("--dyn-reasoning-parser", "granite"),
     ),
     env=(LOCAL_URLS,),
     traced=True,
