@@ -1,15 +1,17 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""Over HTTP: a picture comes from wherever Dynamo's URL policy allows, and is fetched once."""
+"""Over HTTP: media come from wherever Dynamo's URL policy allows, and are fetched once."""
 
 from __future__ import annotations
 
 import pytest
 
 from examples.local_stack import LocalStack
+from tests.support import videos
 from tests.support.client import Answer, ask, data_url, png
 from tests.support.deployments import MODEL_NAME, SMALL_POOL, Keeper
 from tests.support.exact import assert_exact
+from tests.support.metrics import risen
 from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
 from tests.support.web import Page, serve
@@ -55,12 +57,40 @@ def test_a_url_for_one_use_is_used_up_by_the_frontend(stack: LocalStack) -> None
     assert "its server answered with status 410" in answer.error_message
 
 
+@pytest.mark.skipif(not videos.AVAILABLE, reason=videos.MISSING)
+def test_a_video_of_every_kind_of_url_is_one_video(stack: LocalStack, keeper: Keeper) -> None:
+    """Nobody but the encode worker asks for it, so that a URL for one use will do."""
+    video = videos.lossless(videos.patchwork_frames(9, 4), 2)
+    (keeper.local_media / "v.mkv").write_bytes(video)
+    asked: list[str] = []
+    with serve({"/v.mkv": Page(video, "video/x-matroska", uses=1)}, asked) as web:
+        first = _watch(stack, videos.video_data_url(video))
+        with risen(stack) as counts:
+            others = [
+                _watch(stack, f"{web}/v.mkv"),
+                _watch(stack, (keeper.local_media / "v.mkv").as_uri()),
+            ]
+    assert first.ok, first.raw
+    assert [other.token_ids for other in others] == [first.token_ids] * 2
+    assert counts["encode"].get("encodes_total", 0) == 0
+    assert len(asked) == 1
+
+
 @pytest.mark.parametrize("where", ["{folder}/../outside.png", "/etc/hostname", "{folder}/no.png"])
 def test_other_files_are_refused_alike(stack: LocalStack, keeper: Keeper, where: str) -> None:
     PICTURES[0].save(keeper.local_media.parent / "outside.png")
     answer = _ask(stack, "file://" + where.format(folder=keeper.local_media))
     assert answer.status == 400, answer.raw
     assert "is not a file that may be read (DYN_MM_LOCAL_PATH)" in answer.error_message
+
+
+def _watch(stack: LocalStack, url: str) -> Answer:
+    parts = [
+        {"type": "video_url", "video_url": {"url": url}},
+        {"type": "text", "text": QUESTION},
+    ]
+    messages = [{"role": "user", "content": parts}]
+    return ask(stack.base_url, MODEL_NAME, [], "", MAX_TOKENS, messages=messages)
 
 
 def _ask(stack: LocalStack, *urls: str) -> Answer:
