@@ -11,7 +11,6 @@ from tests.support import videos
 from tests.support.client import Answer, ask, data_url, png
 from tests.support.deployments import MODEL_NAME, SMALL_POOL, Keeper
 from tests.support.exact import assert_exact
-from tests.support.metrics import risen
 from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
 from tests.support.web import Page, serve
@@ -64,15 +63,15 @@ def test_a_video_of_every_kind_of_url_is_one_video(stack: LocalStack, keeper: Ke
     (keeper.local_media / "v.mkv").write_bytes(video)
     asked: list[str] = []
     with serve({"/v.mkv": Page(video, "video/x-matroska", uses=1)}, asked) as web:
-        first = _watch(stack, videos.video_data_url(video))
-        with risen(stack) as counts:
-            others = [
-                _watch(stack, f"{web}/v.mkv"),
-                _watch(stack, (keeper.local_media / "v.mkv").as_uri()),
-            ]
+        inline = videos.video_data_url(video)
+        local = (keeper.local_media / "v.mkv").as_uri()
+        first, *others = (_watch(stack, url) for url in (inline, f"{web}/v.mkv", local))
     assert first.ok, first.raw
+    assert first.usage is not None
     assert [other.token_ids for other in others] == [first.token_ids] * 2
-    assert counts["encode"].get("encodes_total", 0) == 0
+    # The engine has seen this prompt before, all but the token that it has to compute.
+    cached = [other.usage["prompt_tokens_details"]["cached_tokens"] for other in others]
+    assert cached == [first.usage["prompt_tokens"] - 1] * 2
     assert len(asked) == 1
 
 

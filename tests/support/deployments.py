@@ -89,6 +89,8 @@ SMALL_POOL = Deployment(
     processor=(
         *("--mm-resume-max-media-items", "4"),
         *("--dyn-tool-call-parser", "hermes"),
+        # The JSON of structural tags may have whitespace in spite of the engine's flag.
+        *("--dyn-structural-tag", "false"),
         # Its marks are words. Dynamo's parser of "<think>" wants it in one token or few.
         *("--dyn-reasoning-parser", "granite"),
     ),
@@ -100,7 +102,7 @@ ONE_BLOCK = Deployment(
     "one-block",
     workers=pool_args(block_size=16, default_blocks=1, buffers=1),
     prefill=("--no-local-vision",),
-    processor=("--encode-min-items", "3"),
+    processor=("--encode-min-items", "3", "--dyn-tool-call-parser", "hermes"),
 )
 """Its engine has no vision tower, of which its processor has to hear."""
 SLOT_TOKENS = 64
