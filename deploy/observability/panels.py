@@ -173,6 +173,7 @@ ROWS: Final[Sequence[Row]] = (
                     Query(
                         rate("prefill_retries_total", "model"), "tried on another prefill worker"
                     ),
+                    Query(rate("answers_continued_total", "model"), "answer went on at another"),
                     Query(rate("encode_fallbacks_total", "model"), "encoded by the engine"),
                     Query(rate("items_local_total", "model"), "item too small to be sent"),
                 ],
@@ -196,6 +197,36 @@ ROWS: Final[Sequence[Row]] = (
                 "(load), tower and writes (encode), the engine (first_token).",
                 [Query(quantile(0.95, "stage_seconds", by="stage"), "{{stage}}")],
                 Unit.SECONDS,
+            ),
+        ),
+    ),
+    Row(
+        "KV-aware routing",
+        (
+            Panel(
+                "Choices of the KV router",
+                "With --router-mode kv: requests for which it has chosen the prefill worker, and "
+                "those whose beginning is cached there.",
+                [
+                    Query(rate("routed_total", "model"), "chosen"),
+                    Query(rate("routed_hits_total", "model"), "beginning cached"),
+                    Query(rate("routing_failures_total", "model"), "nobody chosen"),
+                ],
+                Unit.PER_SECOND,
+            ),
+            Panel(
+                "Prompts cached where they went",
+                "Tokens of routed prompts that their prefill worker had already.",
+                [
+                    Query(
+                        share(
+                            rate("routed_overlap_tokens_total", "model"),
+                            rate("routed_tokens_total", "model"),
+                        ),
+                        "{{model}}",
+                    )
+                ],
+                Unit.SHARE,
             ),
         ),
     ),

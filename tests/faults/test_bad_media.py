@@ -101,7 +101,7 @@ def test_too_large_a_body_is_refused(stack: LocalStack) -> None:
 def test_too_many_pictures_are_refused(stack: LocalStack, count: int) -> None:
     answer = ask(stack.base_url, MODEL_NAME, [inline(PNG)] * count, QUESTION)
     assert answer.status == 400
-    assert f"{count} images" in answer.error_message
+    assert f"{count} media items" in answer.error_message
     assert "at most 64" in answer.error_message
     assert "--mm-resume-max-media-items" in answer.error_message
     assert answer.total_s < PROMPTLY_S

@@ -79,7 +79,7 @@ class ByReference:
     ) -> AsyncGenerator[dict[str, Any], None]:
         references: list[str] = []
         try:
-            self._require_adapter(request)
+            self._require_adapter(_checked(request))
             async with self.offers(request, context) as offers:
                 references = self._embeddings.offer(offers)
                 if references:
@@ -102,7 +102,8 @@ class ByReference:
 
     def _require_adapter(self, request: dict[str, Any]) -> None:
         """The base model must not answer for an adapter that is not here."""
-        name = (request.get("routing") or {}).get("lora_name")
+        routing = request.get("routing")
+        name = routing.get("lora_name") if isinstance(routing, dict) else None
         if name and name not in self.lora_id_for_name:
             raise TransferFailed(
                 f"the LoRA adapter {name} is not loaded here: start this worker with "
@@ -112,9 +113,13 @@ class ByReference:
 
 def taken(adapter: TypeAdapter[list[T]], request: dict[str, Any], key: str) -> list[T]:
     """What the processor put under `key`, taken out. Raises `ProtocolError`."""
+    return parse(adapter, request.pop(key, None) or [])
+
+
+def _checked(request: Any) -> dict[str, Any]:
     if not isinstance(request, dict):
         raise ProtocolError("malformed message: a request is a dict")
-    return parse(adapter, request.pop(key, None) or [])
+    return request
 
 
 def _with_references(request: dict[str, Any], references: list[str]) -> dict[str, Any]:
