@@ -114,13 +114,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "case",
-    [
-        pytest.param(case, id=case.script, marks=() if case is CASES[0] else pytest.mark.full)
-        for case in CASES
-    ],
-)
+@pytest.mark.full
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.script)
 def test_a_graph_answers_and_leaves_nothing(keeper: Keeper, tmp_path: Path, case: Case) -> None:
     keeper.stop()  # two cores do not carry two
     with launched(case.script, tmp_path) as graph:

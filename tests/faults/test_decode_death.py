@@ -27,6 +27,8 @@ from tests.support.worker_status import leftovers, status, wait_until
 
 DEPLOYMENT = E_P_D
 
+pytestmark = pytest.mark.full
+
 QUESTION = "What is this?"
 SMALL = (4, 4)
 LONG = 6000  # tokens: ten seconds at least, of which a test looks at the first few
@@ -71,7 +73,6 @@ def test_a_decode_worker_that_dies_costs_its_requests(
     assert {p.name: p.pid for p in stack.processes if p.name != "decode-0"} == others
 
 
-@pytest.mark.full
 def test_a_decode_worker_that_hangs_costs_its_requests(
     stack: LocalStack, oracle: Oracle, clients: ThreadPoolExecutor
 ) -> None:
@@ -86,7 +87,6 @@ def test_a_decode_worker_that_hangs_costs_its_requests(
     _assert_serves(stack, oracle)
 
 
-@pytest.mark.full
 def test_a_decode_worker_that_shuts_down_finishes_its_answers(
     stack: LocalStack, oracle: Oracle, clients: ThreadPoolExecutor
 ) -> None:

@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
 from tests.support.deployments import E_P_D, MODEL_NAME
@@ -15,6 +17,8 @@ from tests.support.pictures import patchwork
 from tests.support.worker_status import wait_until
 
 DEPLOYMENT = E_P_D
+
+pytestmark = pytest.mark.full
 
 QUESTION = "What is this?"
 IMAGE = patchwork(820, 6, 5)

@@ -55,6 +55,7 @@ def test_an_encode_worker_is_used_again(stack: LocalStack, expected: OracleAnswe
     assert "mm_resume_reregistrations_total{" in metrics
 
 
+@pytest.mark.full
 def test_the_only_prefill_worker_is_used_again(stack: LocalStack, expected: OracleAnswer) -> None:
     with lost(stack, "prefill-0"):
         assert _ask(stack).status == 503
@@ -62,6 +63,7 @@ def test_the_only_prefill_worker_is_used_again(stack: LocalStack, expected: Orac
         _is_used(stack, name, expected)
 
 
+@pytest.mark.full
 def test_the_only_processor_is_used_again(stack: LocalStack, expected: OracleAnswer) -> None:
     with lost(stack, "processor"):
         assert _ask(stack).status in (404, 503)
@@ -86,6 +88,7 @@ def test_a_machine_that_stood_still(stack: LocalStack, expected: OracleAnswer) -
         _is_used(stack, name, expected)
 
 
+@pytest.mark.full
 def test_an_engine_that_is_paused_on_purpose_stays_away(
     stack: LocalStack, expected: OracleAnswer
 ) -> None:

@@ -122,6 +122,7 @@ def test_a_hung_encode_worker_costs_no_request(
     _serves_again(stack, name, expected)
 
 
+@pytest.mark.full
 def test_without_encode_workers_pictures_are_refused_and_text_is_served(
     stack: LocalStack, threads: ThreadPoolExecutor, expected: dict[str, OracleAnswer]
 ) -> None:
@@ -177,6 +178,7 @@ def test_a_hung_prefill_worker(
         _serves_again(stack, name, expected)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("hangs_before", [False, True], ids=["killed", "hung"])
 def test_a_lost_processor(
     stack: LocalStack,

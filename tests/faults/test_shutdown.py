@@ -59,6 +59,7 @@ def test_rolling_restart_of_the_encode_workers_under_load(
             assert_exact(answer, expected[which])
 
 
+@pytest.mark.full
 def test_encode_worker_finishes_what_it_has_begun(stack: LocalStack, oracle: Oracle) -> None:
     expected = oracle.generate([SLOW], QUESTION, MAX_TOKENS)
     with ThreadPoolExecutor(1) as thread:

@@ -29,63 +29,85 @@ UNSERVED = "KimiVLForConditionalGeneration"
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """A command line, and what the line about it must name."""
+class Line:
+    """A command line of a role, and what the error about it must name."""
 
     role: str
     name: str
     arguments: tuple[str, ...]
-    names: tuple[str, ...]
+    names: tuple[str, ...] = ()
     env: dict[str, str] = field(default_factory=dict, hash=False)
+
+    def __str__(self) -> str:
+        return f"{self.role}-{self.name}"
 
 
 MODEL = ("--model-path", MODEL_PATH)
 BLOCK_SIZE = ("--multimodal-block-size", "SGLANG_MULTIMODAL_BLOCK_SIZE")
 PREFILLS, DECODES = [("--disaggregation-mode", mode) for mode in ("prefill", "decode")]
+HELP = [Line(role, "help", ("--help",)) for role in ROLES]
 MISTAKES = [
-    Mistake("processor", "flag", (*MODEL, BLOCK_SIZE[0], "many"), (*BLOCK_SIZE, "'many'")),
-    Mistake("processor", "variable", MODEL, (*BLOCK_SIZE, "0"), {BLOCK_SIZE[1]: "0"}),
-    Mistake("processor", "unknown", (*MODEL, "--no-such-flag"), ("--no-such-flag",)),
-    Mistake("processor", "value", (*MODEL, "--page-size", "big"), ("--page-size", "'big'")),
-    Mistake("processor", "no-model", (), ("--model-path",)),
-    Mistake("processor", "no-folder", ("--model-path", "/no/such"), ("--model-path", "/no/such")),
-    Mistake("encode_worker", "variable", MODEL, (*BLOCK_SIZE, "'x'"), {BLOCK_SIZE[1]: "x"}),
-    Mistake("encode_worker", "unknown", (*MODEL, "--no-such-flag"), ("--no-such-flag",)),
-    Mistake("encode_worker", "no-model", (), ("--model-path",)),
-    Mistake("prefill_worker", "flag", (*MODEL, BLOCK_SIZE[0], "-1"), (*BLOCK_SIZE, "-1")),
-    Mistake("prefill_worker", "value", (*MODEL, "--tp-size", "two"), ("--tp-size", "'two'")),
-    Mistake("prefill_worker", "no-model", (), ("--model-path",)),
-    Mistake("prefill_worker", "mode", (*MODEL, *DECODES), (DECODES[0], "'decode'")),
-    Mistake("decode_worker", "mode", (*MODEL, *PREFILLS), (PREFILLS[0], "'prefill'")),
+    Line("processor", "flag", (*MODEL, BLOCK_SIZE[0], "many"), (*BLOCK_SIZE, "'many'")),
+    Line("processor", "variable", MODEL, (*BLOCK_SIZE, "0"), {BLOCK_SIZE[1]: "0"}),
+    Line("processor", "unknown", (*MODEL, "--no-such-flag"), ("--no-such-flag",)),
+    Line("processor", "value", (*MODEL, "--page-size", "big"), ("--page-size", "'big'")),
+    Line("processor", "no-model", (), ("--model-path",)),
+    Line("processor", "no-folder", ("--model-path", "/no/such"), ("--model-path", "/no/such")),
+    Line("encode_worker", "variable", MODEL, (*BLOCK_SIZE, "'x'"), {BLOCK_SIZE[1]: "x"}),
+    Line("encode_worker", "unknown", (*MODEL, "--no-such-flag"), ("--no-such-flag",)),
+    Line("encode_worker", "no-model", (), ("--model-path",)),
+    Line("prefill_worker", "flag", (*MODEL, BLOCK_SIZE[0], "-1"), (*BLOCK_SIZE, "-1")),
+    Line("prefill_worker", "value", (*MODEL, "--tp-size", "two"), ("--tp-size", "'two'")),
+    Line("prefill_worker", "no-model", (), ("--model-path",)),
+    Line("prefill_worker", "mode", (*MODEL, *DECODES), (DECODES[0], "'decode'")),
+    Line("decode_worker", "mode", (*MODEL, *PREFILLS), (PREFILLS[0], "'prefill'")),
+    *(
+        Line(role, "unserved", ("--model-path", UNSERVED_PATH), (UNSERVED, "Qwen3-VL-MoE"))
+        for role in ROLES
+    ),
 ]
-
-MISTAKES += [
-    Mistake(role, "unserved", ("--model-path", UNSERVED_PATH), (UNSERVED, "Qwen3-VL-MoE"))
-    for role in ROLES
-]
+#: It imports SGLang for seconds, to refuse what another one is seen to refuse.
+SLOW = {
+    *("decode_worker-help", "decode_worker-mode", "decode_worker-unserved"),
+    *("encode_worker-unknown", "encode_worker-no-model", "prefill_worker-no-model"),
+    "prefill_worker-unserved",
+}
 
 Run = subprocess.CompletedProcess[str]
-Runs = dict[str, "Future[Run]"]
+Runs = dict[Line, "Future[Run]"]
+
+
+def lines(chosen: list[Line]) -> pytest.MarkDecorator:
+    """A test of each of these command lines."""
+    marks = {name: pytest.mark.full for name in SLOW}
+    cases = [pytest.param(c, id=str(c), marks=marks.get(str(c), ())) for c in chosen]
+    return pytest.mark.parametrize("line", cases)
 
 
 @pytest.fixture(scope="module")
-def runs(models: Mapping[Model, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    """Every command line of this module, two at a time: importing SGLang takes seconds."""
+def runs(
+    request: pytest.FixtureRequest,
+    models: Mapping[Model, Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[Runs]:
+    """Every command line that is asked for, two at a time: importing SGLang takes seconds."""
     unserved = tmp_path_factory.mktemp("unserved")
     (unserved / "config.json").write_text(json.dumps({"architectures": [UNSERVED]}))
     paths = {MODEL_PATH: str(models["random"]), UNSERVED_PATH: str(unserved)}
+    tests = [test for test in request.session.items if test.path == request.path]
+    wanted = {test.callspec.params["line"] for test in tests if isinstance(test, pytest.Function)}
     with ThreadPoolExecutor(AT_ONCE) as threads:
-        futures = {f"{role}-help": threads.submit(_run, role, ["--help"], {}) for role in ROLES}
-        for mistake in MISTAKES:
-            arguments = [paths.get(argument, argument) for argument in mistake.arguments]
-            future = threads.submit(_run, mistake.role, arguments, mistake.env)
-            futures[f"{mistake.role}-{mistake.name}"] = future
+        futures = {}
+        for line in (*HELP, *MISTAKES):
+            if line in wanted:
+                arguments = [paths.get(argument, argument) for argument in line.arguments]
+                futures[line] = threads.submit(_run, line.role, arguments, line.env)
         yield futures
 
 
-@pytest.mark.parametrize("role", ROLES)
-def test_help_documents_every_setting(runs: Runs, role: str) -> None:
-    run = runs[f"{role}-help"].result()
+@lines(HELP)
+def test_help_documents_every_setting(runs: Runs, line: Line) -> None:
+    run = runs[line].result()
     assert run.returncode == 0
     # Its lines may be wrapped anywhere.
     text = " ".join(run.stdout.split())
@@ -96,24 +118,23 @@ def test_help_documents_every_setting(runs: Runs, role: str) -> None:
         assert ends in entry[: entry.index("default:") + 40], name
 
 
-@pytest.mark.parametrize("role", WITH_ENGINE)
-def test_help_shows_the_flags_of_sglang_and_dynamo(runs: Runs, role: str) -> None:
-    text = runs[f"{role}-help"].result().stdout
+@lines([line for line in HELP if line.role in WITH_ENGINE])
+def test_help_shows_the_flags_of_sglang_and_dynamo(runs: Runs, line: Line) -> None:
+    text = runs[line].result().stdout
     for flag in ("--model-path", "--tp-size", "--mem-fraction-static", "--discovery-backend"):
         assert flag in text
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: f"{mistake.role}-{mistake.name}")
-def test_mistake_ends_with_one_line_that_names_it(runs: Runs, mistake: Mistake) -> None:
-    run = runs[f"{mistake.role}-{mistake.name}"].result()
+@lines(MISTAKES)
+def test_mistake_ends_with_one_line_that_names_it(runs: Runs, line: Line) -> None:
+    run = runs[line].result()
     assert run.returncode not in (0, None)
     assert run.stdout == ""
     assert "Traceback" not in run.stderr
-    errors = [line for line in run.stderr.splitlines() if re.match(r"\S*error:", line)]
-    (line,) = errors
-    assert run.stderr.splitlines()[-1] == line
-    for name in mistake.names:
-        assert name in line
+    (error,) = [text for text in run.stderr.splitlines() if re.match(r"\S*error:", text)]
+    assert run.stderr.splitlines()[-1] == error
+    for name in line.names:
+        assert name in error
 
 
 def _run(role: str, arguments: list[str], env: dict[str, str]) -> Run:

@@ -26,8 +26,8 @@ SCRAPE_S = 0.5
 WINDOW_S = 5.0
 DEADLINE_S = 30.0
 
-#: Panels that show nothing while nothing goes wrong.
-QUIET = {"Errors by kind", "Refusals by kind"}
+#: Panels that show nothing while nothing goes wrong, or without the KV router.
+QUIET = {"Errors by kind", "Refusals by kind", "Prompts cached where they went"}
 
 
 def expressions() -> list[str]:

@@ -141,6 +141,7 @@ KV_ROUTING = Deployment(
     "kv-routing",
     workers=SMALL_POOL.workers,
     processor=("--router-mode", "kv"),
+    num_encode=2,
     num_prefill=2,
     kv_events=True,
 )

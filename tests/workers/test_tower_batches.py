@@ -22,6 +22,7 @@ ARGUMENTS = (
 )
 
 
+@pytest.mark.full
 @pytest.mark.timeout(DEADLINE_S + 30)
 def test_rows_of_a_batch_are_those_of_its_pictures() -> None:
     done = subprocess.run(

@@ -15,6 +15,9 @@ from tests.conftest import ROOT, TRAINED_MODEL
 from tests.support.tower_rows import SIZES
 
 DEADLINE_S = 150
+
+pytestmark = [pytest.mark.full, pytest.mark.timeout(2 * DEADLINE_S + 30)]
+
 ARGUMENTS = (
     *("--model-path", str(TRAINED_MODEL)),
     *("--device", "cpu"),
@@ -23,7 +26,6 @@ ARGUMENTS = (
 )
 
 
-@pytest.mark.timeout(2 * DEADLINE_S + 30)
 def test_two_ranks_make_the_rows_of_one(tmp_path: Path) -> None:
     alone, together = (_rows(tmp_path / name, *flags) for name, flags in FLAGS.items())
     assert [len(rows) for rows in alone] == [columns * rows for columns, rows in SIZES]
