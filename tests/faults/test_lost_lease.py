@@ -44,6 +44,7 @@ def everybody_is_ready(stack: LocalStack) -> Iterator[None]:
     yield
 
 
+@pytest.mark.full
 def test_an_encode_worker_is_used_again(stack: LocalStack, expected: OracleAnswer) -> None:
     name, other = encode_workers(stack)
     with lost(stack, name):

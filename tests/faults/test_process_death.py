@@ -45,6 +45,11 @@ DEAD_DEADLINE_S = 40.0
 ANSWER_DEADLINE_S = 90.0
 
 steps = pytest.mark.parametrize("moment", list(Moment))
+# A worker that was killed starts again, which takes long.
+restarts = pytest.mark.parametrize(
+    "moment",
+    [pytest.param(Moment.IN_THE_TOWER, marks=pytest.mark.full), Moment.BETWEEN_ROUNDS],
+)
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +76,7 @@ def everybody_is_ready(stack: LocalStack) -> Iterator[None]:
     stack.wait_ready(READY_DEADLINE_S)
 
 
-@steps
+@restarts
 def test_a_killed_encode_worker_costs_no_request(
     stack: LocalStack,
     threads: ThreadPoolExecutor,

@@ -75,6 +75,7 @@ def test_encode_worker_finishes_what_it_has_begun(stack: LocalStack, oracle: Ora
     stack.wait_ready(READY_DEADLINE_S)
 
 
+@pytest.mark.full
 def test_prefill_worker_lets_embeddings_on_their_way_arrive(
     stack: LocalStack, oracle: Oracle
 ) -> None:
