@@ -23,6 +23,9 @@ model_name=${3:-$tokenizer}
 own=$(dirname "${BASH_SOURCE[0]}")/../../.venv-aiperf/bin/aiperf
 [[ -x $own ]] || own=aiperf
 
+# Where these are set, aiperf looks for the tokenizer among what was downloaded, and for no folder.
+[[ ! -d $tokenizer ]] || unset HF_HUB_OFFLINE TRANSFORMERS_OFFLINE
+
 load=("${@:4}")
 ((${#load[@]})) || load=(
     --image-width-mean 448
