@@ -15,7 +15,7 @@ import argparse
 import json
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,6 @@ _VOCAB_MULTIPLE = 64
 _EXTRA_CORPUS = ("system\nuser\nassistant\n", "You are a helpful assistant.")
 _MAX_POSITIONS = 32768
 _BIAS_STD = 0.1
-_MEAN_HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
 
 Fields = dict[str, Any]
 
@@ -133,7 +132,7 @@ class Family:
     """And of the vision tower's."""
     video_processor: type = Qwen2VLVideoProcessor
     patch: int = PATCH
-    normalisation: tuple[tuple[str, Any], ...] = ()
+    normalisation: Fields = field(default_factory=dict)
 
 
 def build(
@@ -200,14 +199,11 @@ def build_tokenizer(texts: Iterable[str], vocab_size: int) -> Qwen2Tokenizer:
 def build_processor(kind: Family, tokenizer: Qwen2Tokenizer, limits: Fields) -> Any:
     """The processor for pictures, videos and chat messages."""
     size = {"shortest_edge": limits["min_pixels"], "longest_edge": limits["max_pixels"]}
-    geometry = _geometry(kind)
-    of_video = size if kind.video_processor is Qwen3VLVideoProcessor else None
+    of_video = {"size": size} if kind.video_processor is Qwen3VLVideoProcessor else limits
     return kind.processor(
         image_processor=_image_processor(kind, limits),
         tokenizer=tokenizer,
-        video_processor=kind.video_processor(
-            **({"size": of_video} if of_video else limits), **geometry
-        ),
+        video_processor=kind.video_processor(**of_video, **_geometry(kind)),
         chat_template=CHAT_TEMPLATE,
     )
 
@@ -339,6 +335,16 @@ def _qwen3_vision(sizes: Sizes) -> Fields:
     }
 
 
+_QWEN3_VL = Family(
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLProcessor,
+    text=_qwen3_text,
+    vision=_qwen3_vision,
+    video_processor=Qwen3VLVideoProcessor,
+    patch=16,
+    normalisation={"image_mean": [0.5] * 3, "image_std": [0.5] * 3},
+)
 FAMILIES = {
     "qwen2_vl": Family(
         Qwen2VLConfig,
@@ -354,25 +360,12 @@ FAMILIES = {
         text=_qwen2_rope,
         vision=_qwen2_5_vision,
     ),
-    "qwen3_vl": Family(
-        Qwen3VLConfig,
-        Qwen3VLForConditionalGeneration,
-        Qwen3VLProcessor,
-        text=_qwen3_text,
-        vision=_qwen3_vision,
-        video_processor=Qwen3VLVideoProcessor,
-        patch=16,
-        normalisation=tuple(_MEAN_HALF.items()),
-    ),
-    "qwen3_vl_moe": Family(
-        Qwen3VLMoeConfig,
-        Qwen3VLMoeForConditionalGeneration,
-        Qwen3VLProcessor,
+    "qwen3_vl": _QWEN3_VL,
+    "qwen3_vl_moe": replace(
+        _QWEN3_VL,
+        config=Qwen3VLMoeConfig,
+        model=Qwen3VLMoeForConditionalGeneration,
         text=_qwen3_moe_text,
-        vision=_qwen3_vision,
-        video_processor=Qwen3VLVideoProcessor,
-        patch=16,
-        normalisation=tuple(_MEAN_HALF.items()),
     ),
 }
 
@@ -428,7 +421,7 @@ def _geometry(kind: Family) -> Fields:
 
 
 def _image_processor(kind: Family, limits: Fields) -> Qwen2VLImageProcessor:
-    return Qwen2VLImageProcessor(**limits, **_geometry(kind), **dict(kind.normalisation))
+    return Qwen2VLImageProcessor(**limits, **_geometry(kind), **kind.normalisation)
 
 
 def _write_image_processor(kind: Family, out: Path, limits: Fields) -> None:

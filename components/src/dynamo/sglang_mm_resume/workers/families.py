@@ -6,6 +6,7 @@ SGLang's encoder takes more of them. What has not been seen to answer as it shou
 worker starts, and not by wrong answers later. docs/models.md is generated from here.
 """
 
+import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -60,8 +61,6 @@ REFUSED: Final = (
     Family("GLM-5-Next", "Glm5NextForConditionalGeneration", _UNTESTED),
 )
 
-_PATH_FLAGS: Final = ("--model-path", "--model")
-
 
 def require_served(config: dict[str, Any], model_path: str) -> None:
     """Raises `ValueError`, one line, for a model of another family."""
@@ -81,7 +80,7 @@ async def require_served_by(arguments: Sequence[str]) -> None:
     """The same for the model that SGLang's arguments name, if they do."""
     model_path = _model_path_in(arguments)
     if model_path is not None:
-        require_served(await config_of(model_path), model_path)
+        require_served(config_in(await folder_of(model_path)), model_path)
 
 
 async def folder_of(model_path: str) -> Path:
@@ -90,19 +89,15 @@ async def folder_of(model_path: str) -> Path:
     return folder if folder.is_dir() else Path(await fetch_model(model_path, ignore_weights=True))
 
 
-async def config_of(model_path: str) -> dict[str, Any]:
+def config_in(folder: Path) -> dict[str, Any]:
     """The model's config.json."""
-    config: dict[str, Any] = json.loads((await folder_of(model_path) / "config.json").read_text())
+    config: dict[str, Any] = json.loads((folder / "config.json").read_text())
     return config
 
 
 def _model_path_in(arguments: Sequence[str]) -> str | None:
-    """The last one, as with argparse; `None` where a file of SGLang's names it."""
-    found = None
-    for i, argument in enumerate(arguments):
-        flag, equals, value = argument.partition("=")
-        if flag in _PATH_FLAGS and equals:
-            found = value
-        elif flag in _PATH_FLAGS and i + 1 < len(arguments):
-            found = arguments[i + 1]
+    """`None` where a file of SGLang's names it, or where it is missing, for SGLang to say so."""
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--model-path", "--model", nargs="?")
+    found: str | None = parser.parse_known_args(arguments)[0].model_path
     return found

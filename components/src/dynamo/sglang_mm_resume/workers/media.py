@@ -143,14 +143,16 @@ class MediaLoader:
         return await in_thread(self._threads, function, *args)
 
     def _named(self, data: bytes, modality: str) -> Content:
-        name = sha256(self._identity + modality.encode())
-        name.update(data)
-        return Content(data, name.hexdigest(), modality)
+        return Content(data, self._key(modality, data), modality)
 
     def _named_by_pixels(self, picture: Image.Image) -> Content:
-        name = sha256(self._identity + f"pixels {picture.size}".encode())
-        name.update(picture.tobytes())
-        return Content(b"", name.hexdigest(), picture=picture)
+        key = self._key(f"pixels {picture.size}", picture.tobytes())
+        return Content(b"", key, picture=picture)
+
+    def _key(self, kind: str, data: bytes) -> str:
+        name = sha256(self._identity + kind.encode())
+        name.update(data)
+        return name.hexdigest()
 
     def _decode(self, content: Content) -> Image.Image | Video:
         if content.data.startswith(FRAMES) and content.modality == "video":

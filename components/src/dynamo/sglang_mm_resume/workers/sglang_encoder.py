@@ -68,7 +68,7 @@ class VisionEncoder:
         make_encoder = partial(_make_encoder, server_args)
         self._towers = Towers(make_encoder, server_args.tp_size, server_args.dp_size)
         self._encoder = make_encoder(self._towers.first)
-        self._towers.lead(getattr(self._encoder.model, "thinker", self._encoder.model))
+        self._towers.lead(self._encoder.model)
         self.lost = self._towers.lost
         self._tower = ThreadPoolExecutor(self._towers.dp_size, thread_name_prefix="vision-tower")
         self._videos = ThreadPoolExecutor(MAX_VIDEOS, thread_name_prefix="video")

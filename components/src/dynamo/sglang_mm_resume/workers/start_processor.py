@@ -38,7 +38,7 @@ from dynamo.sglang_mm_resume.core.messages import Modality
 from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.disagg import DECODE_COMPONENT, PrefillDecode
-from dynamo.sglang_mm_resume.workers.families import config_of, folder_of, require_served
+from dynamo.sglang_mm_resume.workers.families import config_in, folder_of, require_served
 from dynamo.sglang_mm_resume.workers.frontend_decoding import frontend_decoding
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     argument_errors,
@@ -130,9 +130,11 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     with argument_errors():
         config.validate()
         config.apply_router_config()
-        require_served(await config_of(config.model_path), config.model_path)
+        folder = await folder_of(config.model_path)
+        model = config_in(folder)
+        require_served(model, config.model_path)
         _require_possible(settings, config)
-    placeholders = await _placeholders(config.model_path)
+    placeholders = _placeholders(model, config.model_path)
     runtime, loop = runtime_of(config)
     endpoints: list[Any] = []
     shutdown = asyncio.Event()
@@ -146,15 +148,13 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     peers = await connect(runtime, namespace)
     decode = await _decode_workers(settings, runtime, namespace) if config.decode_workers else None
     together = _together(settings, peers, decode)
-    media_tokens = await _media_tokens(config.model_path)
-    image_rule = _image_rule(settings, await folder_of(config.model_path))
     processor = Processor(
         settings,
         peers,
         placeholders,
         together,
-        media_tokens,
-        image_rule,
+        _media_tokens(model),
+        _image_rule(settings, folder),
         _kv_router(settings, config, runtime),
         config.page_size,
     )
@@ -284,12 +284,11 @@ def _image_rule(settings: Settings, folder: Path) -> ImageRule | None:
     return rule
 
 
-async def _placeholders(model_path: str) -> Placeholders:
+def _placeholders(model: dict[str, Any], model_path: str) -> Placeholders:
     """The ids of one picture's and one video's placeholder, from the model's own config.json."""
-    config = await config_of(model_path)
     found: dict[Modality, int] = {}
     for modality, keys in _PLACEHOLDER_KEYS.items():
-        ids = [config[key] for key in keys if isinstance(config.get(key), int)]
+        ids = [model[key] for key in keys if isinstance(model.get(key), int)]
         if ids:
             found[modality] = ids[0]
     if "image" not in found:
@@ -298,12 +297,11 @@ async def _placeholders(model_path: str) -> Placeholders:
     return found
 
 
-async def _media_tokens(model_path: str) -> set[int]:
+def _media_tokens(model: dict[str, Any]) -> set[int]:
     """Every id that a prompt has because of media: placeholders, and what is around them."""
-    config = await config_of(model_path)
     return {
         token
-        for key, token in config.items()
+        for key, token in model.items()
         if _MEDIA_TOKEN.fullmatch(key) and isinstance(token, int)
     }
 

@@ -142,14 +142,13 @@ def _serve(make_encoder: MakeEncoder, place: Place, connection: Connection) -> N
     for number in (signal.SIGINT, signal.SIGTERM):  # while the worker finishes what it has begun
         signal.signal(number, signal.SIG_IGN)
     encoder = make_encoder(place)
-    model = getattr(encoder.model, "thinker", encoder.model)
     while True:
         try:
             name, items = pickle.loads(connection.recv_bytes())
         except EOFError:
             return
         with torch.inference_mode():
-            rows = getattr(model, name)(items)
+            rows = getattr(encoder.model, name)(items)
         if place.rank == 0:
             connection.send_bytes(pickle.dumps(rows.cpu()))
 
