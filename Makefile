@@ -14,7 +14,7 @@ unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help env aiperf demo demo-model test test-full lint format types pytest bench bench-http soak \
+.PHONY: help env aiperf demo demo-model test test-full nightly lint format types pytest bench bench-http soak \
     wheel clean
 
 help: ## Print the targets
@@ -58,10 +58,14 @@ demo-model: $(STAMP) ## Train the small model that the demo serves
 	@$(BIN)/python examples/demo_model/train.py --out build/demo-model
 	@cp build/demo-model/* $(MODEL)/
 
-test: lint types pytest ## Lint, check types and run the tests
+test: lint types pytest ## Lint, types, all tests without processes, and the main job on a deployment
 
-test-full: ARGS += --full
-test-full: test ## The same with the slow tests too: matrices of models, graphs and faults
+test-full: TIER := full
+test-full: test ## What must hold for a merge: every topology, fault and refusal on real deployments
+
+nightly: TIER := nightly
+nightly: aiperf pytest ## The rest: matrices, clients of other projects, then soak
+	@$(MAKE) --no-print-directory soak
 
 lint: $(STAMP) ## Check style and formatting
 	@echo "lint: ruff"
@@ -78,7 +82,7 @@ types: $(STAMP) ## Check types
 
 pytest: $(STAMP) ## Run the tests (ARGS="..." goes to pytest)
 	@echo "tests: pytest"
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(if $(TIER),--tier $(TIER)) $(ARGS)
 
 bench: $(STAMP) ## Measure the hand-off of embeddings, in ten minutes (ARGS="--quick": in one or two)
 	@$(BIN)/python -m benchmarks $(ARGS)

@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""One running deployment at a time, models, answers to compare with, and a look around after.
+"""Tiers of tests, one running deployment at a time, models, answers to compare with, leftovers.
 
-Tests of the whole deployment are marked: `pytest -m "not integration"` runs the fast ones. What is
-marked `full` runs with `--full` only.
+A test belongs to one tier. Tests without a process are in `test`, and so is tests/test_main_job.py,
+which starts one deployment. Tests of folders that start deployments are in `full`, and whatever is
+marked so. Matrices and clients of other projects are marked `nightly`.
 """
 
 from __future__ import annotations
@@ -38,31 +39,44 @@ IDLE_DEADLINE_S = 10.0
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     """Declare the option."""
-    parser.addoption("--full", action="store_true", help="also what is marked `full`: it is slow")
+    parser.addoption(
+        "--tier",
+        choices=("test", "full", "nightly", "all"),
+        help="run this tier; `full` includes `test`. Default: all where files or folders are "
+        "named, else `test`",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
     """Declare the markers."""
     config.addinivalue_line("markers", "integration: starts processes of the real deployment")
-    config.addinivalue_line("markers", "full: slow; left out without --full")
+    config.addinivalue_line("markers", "full: must hold for a merge, and takes processes or time")
+    config.addinivalue_line("markers", "nightly: matrices, and clients of other projects")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark what starts processes, and put tests of one deployment next to each other."""
-    if not config.getoption("--full"):
-        _leave_out_what_is_slow(config, items)
+    """Choose the tier, and put tests of one deployment next to each other."""
     for item in items:
         if any(item.path.is_relative_to(folder) for folder in WHOLE_STACK):
             item.add_marker(pytest.mark.integration)
             item.add_marker(pytest.mark.timeout(INTEGRATION_TIMEOUT_S))
+            if not item.get_closest_marker("nightly"):
+                item.add_marker(pytest.mark.full)
+    _choose(config, items)
     items.sort(key=_deployment_of)  # stable: the order is otherwise left as it is
 
 
-def _leave_out_what_is_slow(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """As pytest's own `-m` does, so that it counts them as deselected."""
-    slow = [item for item in items if item.get_closest_marker("full")]
-    items[:] = [item for item in items if not item.get_closest_marker("full")]
-    config.hook.pytest_deselected(items=slow)
+def _choose(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect the other tiers, as pytest's own `-m` would."""
+    tier = config.getoption("--tier") or ("all" if config.getoption("file_or_dir") else "test")
+    wanted = {"full": ("test", "full"), "all": ("test", "full", "nightly")}.get(tier, (tier,))
+    others = [item for item in items if _tier_of(item) not in wanted]
+    items[:] = [item for item in items if _tier_of(item) in wanted]
+    config.hook.pytest_deselected(items=others)
+
+
+def _tier_of(item: pytest.Item) -> str:
+    return next((name for name in ("nightly", "full") if item.get_closest_marker(name)), "test")
 
 
 def _deployment_of(item: pytest.Item) -> str:

@@ -21,7 +21,7 @@ PACKAGE = ROOT / "components" / "src" / "dynamo" / "sglang_mm_resume"
 PROTOCOL = ROOT / "docs" / "protocol.md"
 README = ROOT / "README.md"
 NUM_FEATURES = 14
-IS_SLOW = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.full", re.MULTILINE)
+IS_NIGHTLY = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.nightly", re.MULTILINE)
 FOLDER = ROOT / "docs"
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")),
@@ -93,12 +93,12 @@ def test_relative_links_resolve(document: Path) -> None:
 
 
 @pytest.mark.parametrize("number", range(1, NUM_FEATURES + 1))
-def test_a_feature_has_tests_of_which_one_is_not_slow(number: int) -> None:
+def test_a_feature_has_a_test_in_every_merge(number: int) -> None:
     (row,) = re.findall(rf"^\| {number} \| .*$", README.read_text(), re.MULTILINE)
-    tests = re.findall(r"\((tests/\S+\.py)\)( \(\*full\*\))?", row.split("|")[4])
-    assert not all(slow for _, slow in tests)
-    for name, slow in tests:
-        assert bool(slow) == bool(IS_SLOW.search((ROOT / name).read_text())), name
+    tests = re.findall(r"\((tests/\S+\.py)\)( \(\*nightly\*\))?", row.split("|")[4])
+    assert not all(nightly for _, nightly in tests)
+    for name, nightly in tests:
+        assert bool(nightly) == bool(IS_NIGHTLY.search((ROOT / name).read_text())), name
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)

@@ -29,7 +29,7 @@ TIMEOUT_S = 300.0
 NUM_REQUESTS = 6
 
 pytestmark = [
-    pytest.mark.full,
+    pytest.mark.nightly,
     pytest.mark.skipif(
         not (OWN.exists() or "AIPERF" in os.environ or shutil.which("aiperf")),
         reason="aiperf is not installed: `make aiperf`",

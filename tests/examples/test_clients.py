@@ -78,7 +78,7 @@ def test_load_is_answered_in_full(stack: LocalStack) -> None:
     assert status(stack, "processor")["totals"]["items"] == before + 7, "one warms up"
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_load_that_is_not_answered_ends_with_an_error(stack: LocalStack) -> None:
     outcome = _load(stack, "no-such-model")
     assert outcome.returncode != 0

@@ -34,7 +34,7 @@ from tests.support.neighbours import (
 from tests.support.pictures import patchwork
 from tests.support.worker_status import wait_until
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.nightly
 DEPLOYMENT = TRAINED
 
 TEXTS = ["What digit is this?", "Describe the picture in detail."]

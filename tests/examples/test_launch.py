@@ -84,6 +84,9 @@ class Case:
     end: Callable[[Graph], None]
     exit_code: int
 
+    def __str__(self) -> str:
+        return self.script
+
 
 def interrupt(graph: Graph) -> None:
     """As Ctrl-C does."""
@@ -100,9 +103,10 @@ def lose_a_worker(graph: Graph) -> None:
     worker.kill()
 
 
+#: In every merge only the first: each starts a deployment of its own.
 CASES = [
-    Case("e_pd.sh", ("processor", "encode", "prefill"), interrupt, INTERRUPTED),
     Case("e_p_d.sh", ("processor", "encode", "prefill", "decode"), terminate, TERMINATED),
+    Case("e_pd.sh", ("processor", "encode", "prefill"), interrupt, INTERRUPTED),
     Case(
         "two_by_two.sh",
         ("processor", "encode", "encode", "prefill", "prefill"),
@@ -114,8 +118,11 @@ CASES = [
 ]
 
 
-@pytest.mark.full
-@pytest.mark.parametrize("case", CASES, ids=lambda case: case.script)
+@pytest.mark.parametrize(
+    "case",
+    [CASES[0], *(pytest.param(case, marks=pytest.mark.nightly) for case in CASES[1:])],
+    ids=str,
+)
 def test_a_graph_answers_and_leaves_nothing(keeper: Keeper, tmp_path: Path, case: Case) -> None:
     keeper.stop()  # two cores do not carry two
     with launched(case.script, tmp_path) as graph:

@@ -75,7 +75,7 @@ def test_is_refused_or_served(
         assert_exact(_ask(stack, inline(PNG)), expect([PICTURE]))
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_slow_servers_hold_no_request_beyond_the_deadline(
     stack: LocalStack, web: str, expect: functools.partial[OracleAnswer]
 ) -> None:

@@ -27,8 +27,6 @@ from tests.support.worker_status import leftovers, status, wait_until
 
 DEPLOYMENT = E_P_D
 
-pytestmark = pytest.mark.full
-
 QUESTION = "What is this?"
 SMALL = (4, 4)
 LONG = 6000  # tokens: ten seconds at least, of which a test looks at the first few

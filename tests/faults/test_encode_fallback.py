@@ -23,7 +23,6 @@ from tests.support.oracle import Clip, Oracle
 from tests.support.pictures import patchwork
 from tests.support.worker_status import status, wait_until
 
-pytestmark = pytest.mark.full
 DEPLOYMENT = ENCODE_LOCALLY
 
 QUESTION = "What is this?"

@@ -72,7 +72,6 @@ def test_hanging_up_ends_an_answer(stack: LocalStack, stream: bool) -> None:
     assert wait_until(lambda: not leftovers(stack), HOME_DEADLINE_S), leftovers(stack)
 
 
-@pytest.mark.full
 def test_unavailable_says_when_to_come_back(stack: LocalStack) -> None:
     names = ["encode-0", "encode-1"]
     for name in names:

@@ -18,7 +18,7 @@ from tests.support.worker_status import wait_until
 
 DEPLOYMENT = E_P_D
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.nightly
 
 QUESTION = "What is this?"
 IMAGE = patchwork(820, 6, 5)

@@ -44,7 +44,6 @@ def everybody_is_ready(stack: LocalStack) -> Iterator[None]:
     yield
 
 
-@pytest.mark.full
 def test_an_encode_worker_is_used_again(stack: LocalStack, expected: OracleAnswer) -> None:
     name, other = encode_workers(stack)
     with lost(stack, name):
@@ -56,7 +55,6 @@ def test_an_encode_worker_is_used_again(stack: LocalStack, expected: OracleAnswe
     assert "mm_resume_reregistrations_total{" in metrics
 
 
-@pytest.mark.full
 def test_the_only_prefill_worker_is_used_again(stack: LocalStack, expected: OracleAnswer) -> None:
     with lost(stack, "prefill-0"):
         assert _ask(stack).status == 503
@@ -64,7 +62,6 @@ def test_the_only_prefill_worker_is_used_again(stack: LocalStack, expected: Orac
         _is_used(stack, name, expected)
 
 
-@pytest.mark.full
 def test_the_only_processor_is_used_again(stack: LocalStack, expected: OracleAnswer) -> None:
     with lost(stack, "processor"):
         assert _ask(stack).status in (404, 503)
@@ -89,7 +86,6 @@ def test_a_machine_that_stood_still(stack: LocalStack, expected: OracleAnswer) -
         _is_used(stack, name, expected)
 
 
-@pytest.mark.full
 def test_an_engine_that_is_paused_on_purpose_stays_away(
     stack: LocalStack, expected: OracleAnswer
 ) -> None:

@@ -14,7 +14,6 @@ from tests.support.footprint import bounded_memory
 from tests.support.oracle import Oracle
 from tests.support.pictures import num_tokens, patchwork
 
-pytestmark = pytest.mark.full
 DEPLOYMENT = MANY_IMAGES
 
 QUESTION = "What is this?"

@@ -14,7 +14,6 @@ from typing import Any
 
 import aiohttp
 import psutil
-import pytest
 
 from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url, request_body
@@ -23,7 +22,6 @@ from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
 from tests.support.worker_status import leftovers, status, wait_until
 
-pytestmark = pytest.mark.full
 CAPACITY = 16
 """Requests that the processor lets in at a time."""
 DEPLOYMENT = Deployment(

@@ -45,11 +45,6 @@ DEAD_DEADLINE_S = 40.0
 ANSWER_DEADLINE_S = 90.0
 
 steps = pytest.mark.parametrize("moment", list(Moment))
-# A worker that was killed starts again, which takes long.
-restarts = pytest.mark.parametrize(
-    "moment",
-    [pytest.param(Moment.IN_THE_TOWER, marks=pytest.mark.full), Moment.BETWEEN_ROUNDS],
-)
 
 
 @pytest.fixture(scope="module")
@@ -76,14 +71,14 @@ def everybody_is_ready(stack: LocalStack) -> Iterator[None]:
     stack.wait_ready(READY_DEADLINE_S)
 
 
-@restarts
-def test_a_killed_encode_worker_costs_no_request(
-    stack: LocalStack,
-    threads: ThreadPoolExecutor,
-    expected: dict[str, OracleAnswer],
-    moment: Moment,
+def test_an_encode_worker_killed_between_rounds_costs_no_request(
+    stack: LocalStack, threads: ThreadPoolExecutor, expected: dict[str, OracleAnswer]
 ) -> None:
-    """Not the one it works on, nor those whose pictures it has encoded before."""
+    """Neither the request it works on, nor those whose images it has encoded before.
+
+    tests/test_main_job.py kills an encode worker whose tower computes.
+    """
+    moment = Moment.BETWEEN_ROUNDS
     undisturbed = _stream(stack)
     assert undisturbed.ok
     with _caught(stack, threads, moment, len(encode_workers(stack))) as (name, large, streams):
@@ -127,7 +122,6 @@ def test_a_hung_encode_worker_costs_no_request(
     _serves_again(stack, name, expected)
 
 
-@pytest.mark.full
 def test_without_encode_workers_pictures_are_refused_and_text_is_served(
     stack: LocalStack, threads: ThreadPoolExecutor, expected: dict[str, OracleAnswer]
 ) -> None:
@@ -183,7 +177,6 @@ def test_a_hung_prefill_worker(
         _serves_again(stack, name, expected)
 
 
-@pytest.mark.full
 @pytest.mark.parametrize("hangs_before", [False, True], ids=["killed", "hung"])
 def test_a_lost_processor(
     stack: LocalStack,

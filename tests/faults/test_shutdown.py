@@ -7,8 +7,6 @@ from __future__ import annotations
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
-
 from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
 from tests.support.deployments import FAULTS, MODEL_NAME, READY_DEADLINE_S
@@ -29,7 +27,6 @@ EXIT_DEADLINE_S = 60.0
 ANSWER_DEADLINE_S = 120.0
 
 
-@pytest.mark.full
 def test_rolling_restart_of_the_encode_workers_under_load(
     stack: LocalStack, oracle: Oracle
 ) -> None:
@@ -59,7 +56,6 @@ def test_rolling_restart_of_the_encode_workers_under_load(
             assert_exact(answer, expected[which])
 
 
-@pytest.mark.full
 def test_encode_worker_finishes_what_it_has_begun(stack: LocalStack, oracle: Oracle) -> None:
     expected = oracle.generate([SLOW], QUESTION, MAX_TOKENS)
     with ThreadPoolExecutor(1) as thread:
@@ -75,7 +71,6 @@ def test_encode_worker_finishes_what_it_has_begun(stack: LocalStack, oracle: Ora
     stack.wait_ready(READY_DEADLINE_S)
 
 
-@pytest.mark.full
 def test_prefill_worker_lets_embeddings_on_their_way_arrive(
     stack: LocalStack, oracle: Oracle
 ) -> None:

@@ -26,7 +26,7 @@ from tests.support.oracle import Oracle
 from tests.support.pictures import num_tokens, patchwork
 from tests.support.worker_status import get
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.nightly
 
 TAUGHT = "taught"
 NOT_LOADED = "not-loaded"

@@ -13,7 +13,6 @@ from tests.support.exact import LOGPROB_TOLERANCE, MIN_MARGIN, assert_exact, log
 from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
 
-pytestmark = pytest.mark.full
 DEPLOYMENT = DISTURBED
 
 MAX_TOKENS = 16

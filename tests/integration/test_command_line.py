@@ -79,7 +79,7 @@ Runs = dict[Line, "Future[Run]"]
 
 def lines(chosen: list[Line]) -> pytest.MarkDecorator:
     """A test of each of these command lines."""
-    marks = dict.fromkeys(SLOW, pytest.mark.full)
+    marks = dict.fromkeys(SLOW, pytest.mark.nightly)
     cases = [pytest.param(c, id=str(c), marks=marks.get(str(c), ())) for c in chosen]
     return pytest.mark.parametrize("line", cases)
 

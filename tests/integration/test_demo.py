@@ -25,7 +25,6 @@ from tests.support.demo import assert_all_right
 from tests.support.deployments import Keeper
 from tests.support.worker_status import wait_until
 
-pytestmark = pytest.mark.full
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "examples/demo.py"]
 DEADLINE_S = 300.0

@@ -23,8 +23,6 @@ from tests.support.worker_status import statuses
 
 DEPLOYMENT = TWO_BY_TWO
 
-pytestmark = pytest.mark.full
-
 RUN = (sys.executable, "-m", "dynamo.sglang_mm_resume.doctor")
 # A default grant of this deployment has 32 tokens: two rounds or more for each picture.
 SMALL = ("--image-size", "224")

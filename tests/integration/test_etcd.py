@@ -26,7 +26,7 @@ from tests.support.oracle import Oracle, OracleAnswer
 from tests.support.pictures import patchwork
 from tests.support.worker_status import wait_until
 
-pytestmark = [pytest.mark.full, pytest.mark.skipif(PROGRAM is None, reason=MISSING)]
+pytestmark = pytest.mark.skipif(PROGRAM is None, reason=MISSING)
 
 QUESTION = "What is this?"
 IMAGE = patchwork(850, 6, 5)

@@ -19,8 +19,6 @@ from tests.support.items import ask_about, expected
 from tests.support.oracle import Clip, Oracle
 from tests.support.pictures import patchwork
 
-pytestmark = pytest.mark.full
-
 CLIP = Clip(videos.patchwork_frames(5, 4), fps=2)
 
 

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import pytest
 from PIL import Image
 
 from examples.local_stack import LocalStack
@@ -16,7 +15,6 @@ from tests.support.oracle import Oracle
 from tests.support.pictures import num_tokens, patchwork
 from tests.support.web import Page, serve
 
-pytestmark = pytest.mark.full
 DEPLOYMENT = FRONTEND_DECODING
 
 QUESTION = "What is this?"

@@ -13,7 +13,7 @@ from tests.support.exact import assert_exact
 from tests.support.oracle import Oracle
 from tests.support.pictures import num_tokens, patchwork
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.nightly
 DEPLOYMENT = INDEX_MODE
 
 MAX_TOKENS = 12

@@ -30,7 +30,7 @@ from tests.support.pictures import patchwork
 from tests.support.pod import pod_name
 from tests.support.worker_status import get, status, wait_until
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.nightly
 POD = "tests.support.pod"
 QUESTION = "What is this?"
 IMAGE = patchwork(840, 12, 9)

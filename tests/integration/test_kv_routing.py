@@ -7,7 +7,6 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import pytest
 from PIL import Image
 
 from examples.local_stack import LocalStack
@@ -88,7 +87,6 @@ def test_a_worker_leaves_and_its_conversation_goes_on(stack: LocalStack, oracle:
     assert _cached_tokens(answer) > num_tokens(image), "the other one has it by now"
 
 
-@pytest.mark.full
 def test_a_worker_joins_and_is_used(stack: LocalStack, oracle: Oracle) -> None:
     stack.kill("prefill-0")
     image = patchwork(1450, *SIZE)

@@ -19,7 +19,6 @@ from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
 from tests.support.worker_status import get, status, wait_until
 
-pytestmark = pytest.mark.full
 DEPLOYMENT = LIFECYCLE
 
 EXIT_DEADLINE_S = 60.0

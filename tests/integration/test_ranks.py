@@ -21,8 +21,6 @@ from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
 from tests.support.worker_status import leftovers, wait_until
 
-pytestmark = pytest.mark.full
-
 QUESTION = "What is this?"
 MAX_TOKENS = 12
 SIZES = [(4, 4), (7, 6), (10, 9), (15, 11)]
@@ -41,6 +39,9 @@ class Case:
     process: str
     count: int
 
+    def __str__(self) -> str:
+        return f"{self.role}{self.flag}"
+
     @property
     def deployment(self) -> Deployment:
         return Deployment(
@@ -51,15 +52,17 @@ class Case:
         )
 
 
-CASES = [
+#: In every merge only one: a start of ranks takes a minute.
+EVERY_MERGE = Case("prefill", "--tp-size", "sglang::scheduler", 2)
+NIGHTLY = [
     Case("encode", "--tp-size", "spawn_main", 1),
     Case("encode", "--dp-size", "spawn_main", 1),
-    Case("prefill", "--tp-size", "sglang::scheduler", 2),
     Case("prefill", "--dp-size", "sglang::scheduler", 2),
 ]
+CASES = [EVERY_MERGE, *(pytest.param(case, marks=pytest.mark.nightly) for case in NIGHTLY)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.role}{case.flag}")
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_pictures_at_once_are_exact(keeper: Keeper, oracle: Oracle, case: Case) -> None:
     stack = keeper.get(case.deployment)
     assert _count(stack, case) == case.count

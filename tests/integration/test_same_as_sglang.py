@@ -21,7 +21,7 @@ from tests.support.sglang_server import sglang_server
 
 DEPLOYMENT = SMALL_POOL
 
-pytestmark = pytest.mark.full
+pytestmark = pytest.mark.nightly
 
 TOLERANCE = 5e-4
 NO_WHITESPACE = "--constrained-json-disable-any-whitespace"

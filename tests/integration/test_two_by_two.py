@@ -6,7 +6,6 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 
-import pytest
 from PIL import Image
 
 from dynamo.sglang_mm_resume.core.lengths import ENOUGH
@@ -19,8 +18,6 @@ from tests.support.pictures import patchwork
 from tests.support.worker_status import statuses
 
 DEPLOYMENT = TWO_BY_TWO
-
-pytestmark = pytest.mark.full
 
 MAX_TOKENS = 12
 QUESTION = "What is this?"

@@ -128,7 +128,7 @@ async def test_pixels_are_those_of_sglang_in_one_process(loader: MediaLoader) ->
         assert ours.tobytes() == theirs.tobytes()
 
 
-@pytest.mark.full
+@pytest.mark.nightly
 def test_memory_is_bounded() -> None:
     with serve(PAGES) as web, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as child:
         growth = child.submit(_growth_by_refusals, web).result()

@@ -19,7 +19,7 @@ from tests.support.etcd import MISSING, PROGRAM, Etcd
 from tests.support.worker_status import wait_until
 
 pytestmark = [
-    pytest.mark.full,
+    pytest.mark.nightly,
     pytest.mark.skipif(PROGRAM is None, reason=MISSING),
     pytest.mark.timeout(180),
 ]
