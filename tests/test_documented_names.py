@@ -34,7 +34,7 @@ FORMER = {
 }
 #: Commands of other programs, with the lines that they go on in.
 FOREIGN = re.compile(
-    r"(?:^ *|`)(?:kubectl|docker|helm|promtool|curl|git|pip|uv|etcd)\b(?:.*\\\n)*[^`\n]*",
+    r"(?:^ *|`)(?:kubectl|docker|helm|promtool|curl|git|pip|uv|etcd|pytest)\b(?:.*\\\n)*[^`\n]*",
     re.MULTILINE,
 )
 FLAG = re.compile(r"(?<![\w-])--[a-z][a-z0-9-]*")
