@@ -15,7 +15,7 @@ from PIL import Image
 
 from dynamo.sglang_mm_resume.core.errors import Refused
 from dynamo.sglang_mm_resume.core.messages import Media
-from dynamo.sglang_mm_resume.workers.media import MediaLoader
+from dynamo.sglang_mm_resume.workers.media import MediaLoader, content_hash_of
 from tests.support.client import data_url
 from tests.support.pictures import patchwork
 
@@ -136,13 +136,18 @@ async def test_equal_bytes_have_equal_names_per_model(loader: MediaLoader) -> No
     white, black = (_inline(Image.new("RGB", (8, 8), colour)) for colour in ("white", "black"))
     first = await loader.fetch(white)
     assert first == await loader.fetch(white)
-    names = {
-        first.content_hash,
-        (await loader.fetch(black)).content_hash,
-        (await other_model.fetch(white)).content_hash,
-    }
-    assert len(names) == 3
-    assert len(first.content_hash) == 64
+    others = [await loader.fetch(black), await other_model.fetch(white)]
+    assert len({content.content_hash for content in (first, *others)}) == 3
+    assert (await loader.load(white)).content_hash == first.content_hash
+
+
+def test_what_is_named_is_told_apart_however_it_is_cut() -> None:
+    """The parts of a name are of any length, and the last one is the client's."""
+    text = "pixels RGB"
+    cuts = [(i, j) for i in range(len(text)) for j in range(i, len(text))]
+    names = {content_hash_of(text[:i], text[i:j], text[j:].encode()) for i, j in cuts}
+    assert len(names) == len(cuts)
+    assert all(len(name) == 64 for name in names)
 
 
 def _inline(image: Image.Image) -> Media:

@@ -76,7 +76,7 @@ async def test_a_video_is_not_a_picture(loader: MediaLoader) -> None:
     )
     as_video = await loader.fetch(same_bytes)
     assert as_video.data == picture.data
-    assert as_video.key != picture.key
+    assert as_video.content_hash != picture.content_hash
     for wrong, said in (
         (Media(modality="image", url=video_data_url(VIDEO)), "must be an image: data:image/png"),
         (
