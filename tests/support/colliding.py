@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import zlib
 from collections.abc import Iterator
@@ -28,6 +29,10 @@ def colliding_pngs(identity: str, first: Image.Image, second: Image.Image) -> tu
     return next(
         (known[n], png) for png in _variants(second) if (n := _name(identity, png)) in known
     )
+
+
+def png_url(png: bytes) -> str:
+    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
 
 
 def _name(identity: str, png: bytes) -> int:

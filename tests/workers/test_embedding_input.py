@@ -69,6 +69,11 @@ def _processor(model_type: str = "qwen2_5_vl") -> Any:
     return processor
 
 
+def _input_of(processor: Any) -> EmbeddingInput:
+    manager = SimpleNamespace(mm_processor=processor)
+    return EmbeddingInput(SimpleNamespace(tokenizer_manager=manager))
+
+
 @pytest.fixture
 def processor() -> Any:
     return _processor()
@@ -76,8 +81,7 @@ def processor() -> Any:
 
 @pytest.fixture
 def embeddings(processor: Any) -> EmbeddingInput:
-    manager = SimpleNamespace(mm_processor=processor)
-    return EmbeddingInput(SimpleNamespace(tokenizer_manager=manager))
+    return _input_of(processor)
 
 
 def _embedding(grid: tuple[int, ...], num_rows: int, dtype: torch.dtype) -> Embedding:
@@ -254,12 +258,6 @@ MEETING = 0xA0
 RED, BLUE = (f"{MEETING + (high << 30):016x}" + "0" * 48 for high in (1, 2))
 
 
-def _input_of(processor: Any) -> EmbeddingInput:
-    return EmbeddingInput(
-        SimpleNamespace(tokenizer_manager=SimpleNamespace(mm_processor=processor))
-    )
-
-
 def _named(content: str) -> Embedding:
     return replace(_embedding(FOUR, 4, torch.float32), content=content)
 
@@ -430,8 +428,7 @@ def with_time_stamps() -> Any:
 
 
 async def test_each_step_of_a_video_with_time_stamps_is_an_item(with_time_stamps: Any) -> None:
-    manager = SimpleNamespace(mm_processor=with_time_stamps)
-    embeddings = EmbeddingInput(SimpleNamespace(tokenizer_manager=manager))
+    embeddings = _input_of(with_time_stamps)
     image, video = _embedding(FOUR, 4, torch.float32), _video(3, timestamps=(0.25, 1.25, 12.5))
     images, videos = ([reference] for reference in embeddings.offer([image, video]))
     output = await _ask(with_time_stamps, images, [*VIDEO, *PICTURE], videos)
