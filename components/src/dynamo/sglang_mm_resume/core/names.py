@@ -16,7 +16,7 @@ from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 
 #: Names that SGLang tells apart: a pad value is `1_000_000 + hash % 2**30`.
 NUM_NAMES: Final = 2**30
-#: Contents that are remembered, 200 bytes each: more than an engine has KV of.
+#: Contents that are remembered, 250 bytes each: more than an engine has KV of.
 REMEMBERED: Final = 2**18
 
 
