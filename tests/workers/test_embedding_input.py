@@ -290,6 +290,14 @@ async def test_an_image_and_a_step_of_a_video_that_meet_are_told_apart(
     assert len({item.pad_value for item in output.mm_items}) == 5
 
 
+async def test_an_image_and_a_video_of_one_hash_are_told_apart(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    image, video = embeddings.offer([_named(RED), replace(_video(2), content=RED)])
+    output = await _ask(processor, [image], [*PICTURE, *VIDEO], [video])
+    assert len({item.pad_value for item in output.mm_items}) == 2
+
+
 async def test_what_a_worker_of_version_2_has_named_shares_with_no_other_request(
     processor: Any, embeddings: EmbeddingInput
 ) -> None:
