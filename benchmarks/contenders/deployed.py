@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -220,10 +221,11 @@ class _Encode:
     # In the place of the media loader, and of the tower.
 
     async def fetch(self, media: Media) -> Content:
-        return Content(b"", media.url.rjust(16, "0"))
+        url = media.url.encode()
+        return Content(url, sha256(url).hexdigest())
 
     async def decode(self, content: Content) -> str:
-        return content.key
+        return content.data.decode()
 
     async def prepare(self, key: str) -> Prepared:
         num_tokens = int(key.rpartition(":")[2])

@@ -170,6 +170,19 @@ def test_a_picture_has_nothing_that_version_2_would_not_know() -> None:
     assert set(received) == {"transfer_id", "modality", "total_tokens", "grid", "content_hash"}
 
 
+def test_a_whole_hash_is_cut_for_a_worker_of_version_2() -> None:
+    whole = "0123456789abcdef" * 4
+    sized = m.Sized(total_tokens=4, grid=(1, 4, 4), content_hash=whole)
+    assert sized.short_hash == whole[:16]
+    assert [m.dump(sized, v)["content_hash"] for v in (2, 3)] == [whole[:16], whole]
+
+
+@pytest.mark.parametrize("digits", [0, 15, 17, 63, 65])
+def test_no_other_part_of_a_hash_is_a_name(digits: int) -> None:
+    with pytest.raises(ProtocolError, match="content_hash"):
+        m.parse(m.ENCODE_EVENT, m.dump(SIZED) | {"content_hash": "0" * digits})
+
+
 def test_a_video_is_refused_for_a_worker_of_version_2_by_name() -> None:
     video, image = (m.Media(modality=kind, url="x") for kind in ("video", "image"))
     m.require_known(video, m.VIDEO_VERSION, "encode worker 7")

@@ -12,6 +12,7 @@ from PIL import Image
 
 from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
+from tests.support.colliding import colliding_pngs, png_url
 from tests.support.deployments import ENCODE_LOCALLY, MODEL_NAME, SMALL_TOKENS
 from tests.support.exact import assert_exact
 from tests.support.oracle import Oracle
@@ -47,6 +48,25 @@ def test_a_request_is_encoded_in_one_place(stack: LocalStack, oracle: Oracle) ->
     answer = _ask(stack, [data_url(image) for image in images])
     assert_exact(answer, oracle.generate(images, QUESTION, MAX_TOKENS))
     assert _risen(stack, before) == (0, 2, 2)
+
+
+def test_small_images_that_the_prefix_cache_would_take_for_one(
+    stack: LocalStack, oracle: Oracle
+) -> None:
+    """Here they are named by the engine's own worker. One that comes again is known."""
+    images = [patchwork(1230 + i, *SMALL) for i in range(2)]
+    right = [oracle.generate([image], QUESTION, MAX_TOKENS) for image in images]
+    assert right[0].token_ids != right[1].token_ids, "one answer for both proves nothing"
+    before = status(stack, "prefill")
+    files = colliding_pngs(before["content_identity"], *images)
+    for asked, is_cached in ((0, False), (1, False), (1, True), (0, True)):
+        answer = _ask(stack, [png_url(files[asked])])
+        assert_exact(answer, right[asked])
+        assert (answer.cached_tokens > num_tokens(images[asked])) == is_cached
+    moved = status(stack, "prefill")["content_names"]["moved"]
+    assert moved == before["content_names"]["moved"] + 1, "they did not meet"
+    together = _ask(stack, [png_url(file) for file in files])  # by the encode worker
+    assert_exact(together, oracle.generate(images, QUESTION, MAX_TOKENS))
 
 
 def test_the_size_behind_a_url_is_learnt(stack: LocalStack, oracle: Oracle) -> None:

@@ -15,11 +15,12 @@ from PIL import Image
 
 from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
+from tests.support.colliding import colliding_pngs, png_url
 from tests.support.deployments import MODEL_NAME, SMALL_POOL
 from tests.support.exact import assert_exact
 from tests.support.faults import asking
 from tests.support.oracle import Oracle
-from tests.support.pictures import patchwork
+from tests.support.pictures import num_tokens, patchwork
 from tests.support.worker_status import status, wait_until
 
 DEPLOYMENT = SMALL_POOL
@@ -73,6 +74,21 @@ def test_blocks_are_given_up_for_others_and_nothing_is_mixed_up(
     assert changes["encodes"] >= len(images)
 
 
+def test_images_that_the_prefix_cache_would_take_for_one(stack: LocalStack, oracle: Oracle) -> None:
+    """Anybody can make two files whose hashes meet in the 30 bits that SGLang looks at."""
+    images = [patchwork(920 + i, *ONE_BLOCK) for i in range(2)]
+    right = [oracle.generate([image], QUESTION, MAX_TOKENS) for image in images]
+    assert right[0].token_ids != right[1].token_ids, "one answer for both proves nothing"
+    files = colliding_pngs(status(stack, "encode")["content_identity"], *images)
+    moved = _moved(stack)
+    for asked, is_cached in ((0, False), (1, False), (1, True), (0, True)):
+        urls = [png_url(files[asked])]
+        answer = ask(stack.base_url, MODEL_NAME, urls, QUESTION, MAX_TOKENS, logprobs=True)
+        assert_exact(answer, right[asked])
+        assert (answer.cached_tokens > num_tokens(images[asked])) == is_cached
+    assert _moved(stack) == moved + 1, "they did not meet"
+
+
 def test_equal_pictures_at_once_are_encoded_once(stack: LocalStack, oracle: Oracle) -> None:
     image = patchwork(900, *ONE_BLOCK)
     before = _totals(stack)
@@ -101,6 +117,11 @@ def _check(stack: LocalStack, oracle: Oracle, images: list[Image.Image]) -> None
 def _ask(stack: LocalStack, images: list[Image.Image]) -> Answer:
     urls = [data_url(image) for image in images]
     return ask(stack.base_url, MODEL_NAME, urls, QUESTION, MAX_TOKENS, logprobs=True)
+
+
+def _moved(stack: LocalStack) -> int:
+    """Images that did not get the name that they wanted."""
+    return int(status(stack, "prefill")["content_names"]["moved"])
 
 
 def _totals(stack: LocalStack) -> dict[str, int]:

@@ -15,15 +15,23 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
-from sglang.srt.managers.schedule_batch import Modality
+from sglang.srt.managers.schedule_batch import (
+    Modality,
+    MultimodalDataItem,
+    MultimodalProcessorOutput,
+)
 from sglang.srt.multimodal.processors.base_processor import MultimodalSpecialTokens
 from sglang.srt.multimodal.processors.qwen_vl import QwenVLImageProcessor
 
 from dynamo.sglang_mm_resume.core.errors import ProtocolError
+from dynamo.sglang_mm_resume.core.messages import Received
+from dynamo.sglang_mm_resume.workers.decoding import Loaded
 from dynamo.sglang_mm_resume.workers.sglang_engine import (
+    SHARED_KV,
     Embedding,
     EmbeddingInput,
     modality_of_reference,
+    require_kv_of_its_own,
     rows_unseen,
 )
 
@@ -61,6 +69,11 @@ def _processor(model_type: str = "qwen2_5_vl") -> Any:
     return processor
 
 
+def _input_of(processor: Any) -> EmbeddingInput:
+    manager = SimpleNamespace(mm_processor=processor)
+    return EmbeddingInput(SimpleNamespace(tokenizer_manager=manager))
+
+
 @pytest.fixture
 def processor() -> Any:
     return _processor()
@@ -68,8 +81,7 @@ def processor() -> Any:
 
 @pytest.fixture
 def embeddings(processor: Any) -> EmbeddingInput:
-    manager = SimpleNamespace(mm_processor=processor)
-    return EmbeddingInput(SimpleNamespace(tokenizer_manager=manager))
+    return _input_of(processor)
 
 
 def _embedding(grid: tuple[int, ...], num_rows: int, dtype: torch.dtype) -> Embedding:
@@ -210,7 +222,7 @@ async def test_pictures_are_for_the_engines_own_tower(
     processor: Any, embeddings: EmbeddingInput
 ) -> None:
     pictures = [Image.new("RGB", (28, 28), colour) for colour in ("red", "blue")]
-    references = embeddings.offer(pictures)
+    references = embeddings.offer([Loaded(picture, "0" * 64) for picture in pictures])
     assert await _ask(processor, references[::-1], [*PICTURE, *PICTURE]) == "by the original"
     (request,) = processor.others
     assert request["image_data"] == pictures[::-1]
@@ -237,6 +249,145 @@ async def test_the_same_reference_serves_every_choice_of_a_request(
     outputs = [await _ask(processor, references, PICTURE) for _ in range(2)]
     pointers = {output.mm_items[0].precomputed_embeddings.data_ptr() for output in outputs}
     assert len(pointers) == 1
+
+
+# --- names: contents whose hashes meet in the 30 bits that SGLang tells them apart by ---
+
+MEETING = 0xA0
+"""What the hashes below have in common, in the bits that matter."""
+RED, BLUE = (f"{MEETING + (high << 30):016x}" + "0" * 48 for high in (1, 2))
+
+
+def _named(content: str) -> Embedding:
+    return replace(_embedding(FOUR, 4, torch.float32), content=content)
+
+
+async def _pads(processor: Any, embeddings: EmbeddingInput, *offered: Embedding) -> list[int]:
+    output = await _ask(processor, embeddings.offer(offered), PICTURE * len(offered))
+    return [item.pad_value for item in output.mm_items]
+
+
+async def test_contents_that_meet_are_told_apart_for_good(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    red, blue = _named(RED), _named(BLUE)
+    first = await _pads(processor, embeddings, red)
+    assert first == [1_000_000 + MEETING], "what the KV router takes it for"
+    pads = await _pads(processor, embeddings, blue, red, blue)
+    assert pads == [pads[0], *first, pads[0]]
+    assert pads[0] != first[0]
+    assert embeddings.names_status == {"remembered": 2, "moved": 1}
+
+
+async def test_an_image_and_a_step_of_a_video_that_meet_are_told_apart(
+    with_time_stamps: Any,
+) -> None:
+    embeddings = _input_of(with_time_stamps)
+    video = replace(_video(3, timestamps=(0.25, 1.25, 12.5)), content=RED)
+    meets = [_named(RED), _named(f"{MEETING ^ 1:016x}" + "0" * 48)]
+    *images, own = embeddings.offer([*meets, video])
+    output = await _ask(with_time_stamps, images, [*VIDEO, *PICTURE, *PICTURE], [own])
+    assert len({item.pad_value for item in output.mm_items}) == 5
+
+
+async def test_an_image_and_a_video_of_one_hash_are_told_apart(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    image, video = embeddings.offer([_named(RED), replace(_video(2), content=RED)])
+    output = await _ask(processor, [image], [*PICTURE, *VIDEO], [video])
+    assert len({item.pad_value for item in output.mm_items}) == 2
+
+
+async def test_what_a_worker_of_version_2_has_named_shares_with_no_other_request(
+    processor: Any, embeddings: EmbeddingInput
+) -> None:
+    """Its 64 bits may be another's. All choices of one request share all the same."""
+    described = {"modality": "image", "total_tokens": 4, "grid": FOUR, "content_hash": RED[:16]}
+    received = [Received(transfer_id=f"transfer-{i}", **described) for i in range(2)]
+    offered = [Embedding.of(item, torch.zeros(4, WIDTH)) for item in received]
+    pads = [await _pads(processor, embeddings, item) for item in (*offered, *offered)]
+    assert pads[:2] == pads[2:]
+    assert pads[0] != pads[1]
+
+
+def _by_own_tower(processor: Any, num_items: int | None = None) -> EmbeddingInput:
+    """The engine's own tower: SGLang makes as many items, and knows all by one hash."""
+
+    async def original(*_: Any, **kwargs: Any) -> Any:
+        places = range(num_items or len(kwargs["image_data"]))
+        items = [
+            MultimodalDataItem(modality=Modality.IMAGE, offsets=[(4 * i, 4 * i + 3)])
+            for i in places
+        ]
+        for item in items:
+            item.set_hash(MEETING)
+        return MultimodalProcessorOutput(
+            mm_items=items,
+            input_ids=[PAD] * 4 * len(items),
+            padded_input_ids=[1_000_000 + MEETING] * 4 * len(items),
+        )
+
+    processor.process_mm_data_async = original
+    return _input_of(processor)
+
+
+def _loaded(content: str) -> Loaded:
+    return Loaded(Image.new("RGB", (28, 28)), content)
+
+
+async def test_images_for_the_own_tower_are_told_apart_by_their_content(processor: Any) -> None:
+    embeddings = _by_own_tower(processor)
+    red, blue = _loaded(RED), _loaded(BLUE)
+    outputs = [await _ask(processor, embeddings.offer(o), []) for o in ([red], [blue, red])]
+    first, (other, again) = ([item.pad_value for item in o.mm_items] for o in outputs)
+    assert first == [again] == [1_000_000 + MEETING]
+    assert other != again
+    # It has SGLang's names; without it, the scheduler fills the prompt by those of the items.
+    assert [output.padded_input_ids for output in outputs] == [None, None]
+
+
+async def test_an_image_and_its_embedding_are_told_apart(processor: Any) -> None:
+    """One tower's rows need not be the other's to the last bit."""
+    embedded = await _pads(processor, embeddings := _input_of(processor), _named(RED))
+    own = _by_own_tower(processor)
+    own.names = embeddings.names
+    output = await _ask(processor, own.offer([_loaded(RED)]), [])
+    assert [item.pad_value for item in output.mm_items] != embedded
+
+
+async def test_an_image_that_is_not_loaded_here_shares_with_nobody(processor: Any) -> None:
+    embeddings = _by_own_tower(processor)
+    asked = [await _ask(processor, ["http://example.com/a.png"], []) for _ in range(2)]
+    pads = {output.mm_items[0].pad_value for output in asked}
+    assert len(pads | {1_000_000 + MEETING}) == 3
+    assert len(embeddings.names) == 2
+
+
+async def test_items_that_sglang_cuts_otherwise_are_told_apart(processor: Any) -> None:
+    embeddings = _by_own_tower(processor, num_items=3)
+    pads = []
+    for content in (RED, BLUE, RED):
+        output = await _ask(processor, embeddings.offer([_loaded(content)]), [])
+        pads.append([item.pad_value for item in output.mm_items])
+    assert pads[0] == pads[2]
+    assert len({*pads[0], *pads[1]}) == 6
+
+
+async def test_hashes_of_a_request_name_nothing(processor: Any, embeddings: EmbeddingInput) -> None:
+    """SGLang would put them in place of ours."""
+    request = SimpleNamespace(video_data=None, mm_hashes=["a0"])
+    await processor.process_mm_data_async(
+        image_data=embeddings.offer([_named(RED)]), input_text=PICTURE, request_obj=request
+    )
+    assert request.mm_hashes is None
+
+
+@pytest.mark.parametrize("option", SHARED_KV)
+def test_kv_that_engines_share_is_refused(option: str) -> None:
+    own = dict.fromkeys(SHARED_KV)
+    require_kv_of_its_own(SimpleNamespace(**own))
+    with pytest.raises(ValueError, match=f"^--{option.replace('_', '-')}: "):
+        require_kv_of_its_own(SimpleNamespace(**own | {option: "file"}))
 
 
 # --- videos ---
@@ -285,8 +436,7 @@ def with_time_stamps() -> Any:
 
 
 async def test_each_step_of_a_video_with_time_stamps_is_an_item(with_time_stamps: Any) -> None:
-    manager = SimpleNamespace(mm_processor=with_time_stamps)
-    embeddings = EmbeddingInput(SimpleNamespace(tokenizer_manager=manager))
+    embeddings = _input_of(with_time_stamps)
     image, video = _embedding(FOUR, 4, torch.float32), _video(3, timestamps=(0.25, 1.25, 12.5))
     images, videos = ([reference] for reference in embeddings.offer([image, video]))
     output = await _ask(with_time_stamps, images, [*VIDEO, *PICTURE], videos)
@@ -324,6 +474,7 @@ async def test_a_video_that_is_not_there_is_refused(
 
 
 def test_references_tell_images_from_videos(embeddings: EmbeddingInput) -> None:
-    offered = [_video(2), _embedding(FOUR, 4, torch.float32), Image.new("RGB", (28, 28))]
+    picture = Loaded(Image.new("RGB", (28, 28)), "0" * 64)
+    offered = [_video(2), _embedding(FOUR, 4, torch.float32), picture]
     modalities = [modality_of_reference(reference) for reference in embeddings.offer(offered)]
     assert modalities == ["video", "image", "image"]

@@ -27,7 +27,7 @@ def _loader(**options: float) -> MediaLoader:
 
 
 async def _load(url: str, **options: float) -> decoding.Frames:
-    frames = await _loader(**options).load(Media(modality="video", url=url))
+    frames = (await _loader(**options).load(Media(modality="video", url=url))).media
     assert isinstance(frames, decoding.Frames)
     return frames
 

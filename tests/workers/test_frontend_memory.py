@@ -71,7 +71,7 @@ async def test_every_kind_of_pixels_is_read(frontend: Frontend, loader: MediaLoa
         (np.concatenate([rgb, grey], axis=2), PICTURE),  # alpha is dropped
         (grey, Image.fromarray(grey[..., 0]).convert("RGB")),
     ):
-        picture = await loader.load(lent_picture(await frontend.lend(pixels)))
+        picture = (await loader.load(lent_picture(await frontend.lend(pixels)))).media
         assert picture.mode == "RGB"
         assert picture.tobytes() == expected.tobytes()
 
@@ -82,9 +82,9 @@ async def test_pixels_have_names_of_their_own(frontend: Frontend, loader: MediaL
     turned = pixels.reshape(pixels.shape[1], pixels.shape[0], 3)
     other_model = MediaLoader(ThreadPoolExecutor(1), "another model", LONG_S)
     medias = [lent_picture(await frontend.lend(p)) for p in (pixels, pixels, 255 - pixels, turned)]
-    keys = [(await loader.fetch(media)).key for media in medias]
+    keys = [(await loader.fetch(media)).content_hash for media in medias]
     assert keys[0] == keys[1]
-    assert len({*keys, (await other_model.fetch(medias[0])).key}) == 4
+    assert len({*keys, (await other_model.fetch(medias[0])).content_hash}) == 4
 
 
 async def test_a_description_travels_as_it_is(frontend: Frontend) -> None:

@@ -106,7 +106,8 @@ async def test_is_refused_or_decoded(
         assert refused.reason is Reason.BAD_REQUEST
         assert case.is_said_in(refused.message), refused.message
     else:
-        picture = await loader.load(image(case.url(web)))
+        picture = (await loader.load(image(case.url(web)))).media
+        assert isinstance(picture, Image.Image)
         assert picture.mode == "RGB"
         assert picture.size == case.served_as.size
         assert picture.tobytes() == case.served_as.tobytes()
@@ -123,7 +124,8 @@ async def test_pixels_are_those_of_sglang_in_one_process(loader: MediaLoader) ->
     assert len(plain) > 20
     for url in plain:
         theirs = QwenVLImageProcessor._load_single_item(url, Modality.IMAGE)
-        ours = await loader.load(image(url))
+        ours = (await loader.load(image(url))).media
+        assert isinstance(ours, Image.Image)
         assert (ours.mode, ours.size) == (theirs.mode, theirs.size)
         assert ours.tobytes() == theirs.tobytes()
 
@@ -256,7 +258,8 @@ async def test_redirect_to_a_private_address_is_not_followed(
         }
         asked: list[str] = []
         with serve(pages, asked, "127.0.0.2") as web:
-            assert (await strict_loader.load(image(f"{web}/good.png"))).size == PICTURE.size
+            loaded = await strict_loader.load(image(f"{web}/good.png"))
+            assert loaded.media.size == PICTURE.size
             refused = await refusal_of(strict_loader, f"{web}/moved")
         assert len(asked) == 3
         assert not _was_asked(listening)

@@ -58,7 +58,7 @@ def routing(router: FakeRouter | None) -> KvRouting:
     """Knows the pictures `a` and `b`."""
     sizes = KnownSizes(None)
     sizes.remember(picture("a"), sized(2, "00000000000000aa"))
-    sizes.remember(picture("b"), sized(3, "00000000000000bb"))
+    sizes.remember(picture("b"), sized(3, "00000000000000bb" + "1" * 48))
     return KvRouting(router, PAGE, {PAD}, sizes)
 
 

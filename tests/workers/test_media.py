@@ -15,7 +15,7 @@ from PIL import Image
 
 from dynamo.sglang_mm_resume.core.errors import Refused
 from dynamo.sglang_mm_resume.core.messages import Media
-from dynamo.sglang_mm_resume.workers.media import MediaLoader
+from dynamo.sglang_mm_resume.workers.media import MediaLoader, content_hash_of
 from tests.support.client import data_url
 from tests.support.pictures import patchwork
 
@@ -92,7 +92,7 @@ async def test_a_file_is_read_where_the_operator_allows_it(
 ) -> None:
     path = folder / "a b.png"
     for url in (path.as_uri(), str(path), f"FILE://{path}".replace(" ", "%20")):
-        picture = await local_loader.load(Media(modality="image", url=url))
+        picture = (await local_loader.load(Media(modality="image", url=url))).media
         assert picture.tobytes() == PICTURE.tobytes()
 
 
@@ -136,9 +136,18 @@ async def test_equal_bytes_have_equal_names_per_model(loader: MediaLoader) -> No
     white, black = (_inline(Image.new("RGB", (8, 8), colour)) for colour in ("white", "black"))
     first = await loader.fetch(white)
     assert first == await loader.fetch(white)
-    names = {first.key, (await loader.fetch(black)).key, (await other_model.fetch(white)).key}
-    assert len(names) == 3
-    assert first.key.startswith(first.content_hash)
+    others = [await loader.fetch(black), await other_model.fetch(white)]
+    assert len({content.content_hash for content in (first, *others)}) == 3
+    assert (await loader.load(white)).content_hash == first.content_hash
+
+
+def test_what_is_named_is_told_apart_however_it_is_cut() -> None:
+    """The parts of a name are of any length, and the last one is the client's."""
+    text = "pixels RGB"
+    cuts = [(i, j) for i in range(len(text)) for j in range(i, len(text))]
+    names = {content_hash_of(text[:i], text[i:j], text[j:].encode()) for i, j in cuts}
+    assert len(names) == len(cuts)
+    assert all(len(name) == 64 for name in names)
 
 
 def _inline(image: Image.Image) -> Media:

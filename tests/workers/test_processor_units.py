@@ -20,8 +20,18 @@ from dynamo.sglang_mm_resume.core.errors import (
     ResumeError,
     TransferFailed,
 )
+from dynamo.sglang_mm_resume.core.messages import Received
 from dynamo.sglang_mm_resume.workers.errors import is_without_vision, relayed, to_http
-from dynamo.sglang_mm_resume.workers.request import Placeholders, media_of, names_of, without_media
+from dynamo.sglang_mm_resume.workers.request import (
+    HASHES_KEY,
+    TRANSFERS_KEY,
+    Placeholders,
+    carrying,
+    media_of,
+    names_of,
+    transfers_of,
+    without_media,
+)
 from dynamo.sglang_mm_resume.workers.sglang_encoder import max_image_tokens
 
 PAD, VIDEO_PAD = 9, 10
@@ -110,6 +120,46 @@ def test_image_that_is_no_url_is_refused(item: Any) -> None:
     with pytest.raises(Refused, match="as a URL") as caught:
         media_of(request, PLACEHOLDERS, max_items=8)
     assert caught.value.reason is Reason.BAD_REQUEST
+
+
+# --- transfers ---
+
+HASHES = ["0123456789abcdef" * 4, "fedcba9876543210" * 4]
+RECEIVED = [
+    Received(
+        transfer_id=f"transfer-{i}",
+        modality="image",
+        total_tokens=4,
+        grid=(1, 4, 4),
+        content_hash=content_hash,
+    )
+    for i, content_hash in enumerate(HASHES)
+]
+
+
+def test_transfers_are_read_as_they_were_written() -> None:
+    request = {"token_ids": [1], **carrying(RECEIVED)}
+    assert transfers_of(request) == RECEIVED
+    assert request == {"token_ids": [1]}
+    assert transfers_of(request) == []
+
+
+def test_a_worker_of_version_2_finds_16_digits_where_it_looks() -> None:
+    hashes = [item["content_hash"] for item in carrying(RECEIVED)[TRANSFERS_KEY]]
+    assert hashes == [content_hash[:16] for content_hash in HASHES]
+
+
+def test_a_processor_of_version_2_names_16_digits() -> None:
+    request = {TRANSFERS_KEY: carrying(RECEIVED)[TRANSFERS_KEY]}
+    assert [t.content_hash for t in transfers_of(request)] == [h[:16] for h in HASHES]
+
+
+@pytest.mark.parametrize(
+    "hashes", [HASHES[:1], HASHES[::-1], [*HASHES, HASHES[0]], [1, 2], "ab", [HASHES[0][:-1]]]
+)
+def test_hashes_of_other_items_are_refused(hashes: Any) -> None:
+    with pytest.raises(ProtocolError):
+        transfers_of(carrying(RECEIVED) | {HASHES_KEY: hashes})
 
 
 # --- without_media ---

@@ -11,9 +11,13 @@ import inspect
 from collections.abc import Callable
 from functools import cache
 from importlib import import_module
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from dynamo.sglang_mm_resume.core.names import NUM_NAMES
+from dynamo.sglang_mm_resume.workers.sglang_engine import SHARED_KV
 
 Parameters = tuple[str, ...]
 
@@ -229,6 +233,32 @@ def test_sizes_of_the_encoders_thread_pools_are_read_from_the_environment(
 def test_an_item_carries_its_embedding() -> None:
     item = import_module(f"{SGL}.managers.schedule_batch").MultimodalDataItem
     assert "precomputed_embeddings" in inspect.signature(item).parameters
+
+
+@pytest.mark.parametrize("name", [0, 1, NUM_NAMES // 2, NUM_NAMES - 1])
+def test_each_name_of_a_content_is_a_pad_value_of_its_own(name: int) -> None:
+    schedule_batch = import_module(f"{SGL}.managers.schedule_batch")
+    item = schedule_batch.MultimodalDataItem(modality=schedule_batch.Modality.IMAGE)
+    item.set_hash(name)
+    assert (item.hash, item.pad_value) == (name, 1_000_000 + name)
+    item.set_pad_value()  # as SGLang does later
+    assert (item.hash, item.pad_value) == (name, 1_000_000 + name)
+
+
+def test_a_prompt_without_pad_values_gets_those_of_its_items() -> None:
+    scheduler = import_module(f"{SGL}.managers.scheduler").Scheduler
+    image_inputs = SimpleNamespace(padded_input_ids=None)
+    assert not scheduler._try_apply_padded_mm_input_ids(None, None, image_inputs)
+    assert (
+        "padded_input_ids"
+        in import_module(
+            f"{SGL}.managers.schedule_batch"
+        ).MultimodalProcessorOutput.__struct_fields__
+    )
+
+
+def test_options_that_share_kv() -> None:
+    assert set(SHARED_KV) <= set(import_module(f"{SGL}.server_args").ServerArgs.__struct_fields__)
 
 
 def test_tokenizer_manager_asks_the_processor_by_keyword() -> None:

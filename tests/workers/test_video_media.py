@@ -58,7 +58,7 @@ async def test_a_video_is_decoded_frame_by_frame(
     loader: MediaLoader, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sglang.srt.utils.video_decoder._is_cpu_engine", lambda: True)
-    video = await loader.load(_video(VIDEO))
+    video = (await loader.load(_video(VIDEO))).media
     assert isinstance(video, decoding.Video)
     assert (len(video), video.avg_fps) == (8, 4.0)
     frames = video.get_frames_as_tensor([0, 7])
@@ -76,7 +76,7 @@ async def test_a_video_is_not_a_picture(loader: MediaLoader) -> None:
     )
     as_video = await loader.fetch(same_bytes)
     assert as_video.data == picture.data
-    assert as_video.key != picture.key
+    assert as_video.content_hash != picture.content_hash
     for wrong, said in (
         (Media(modality="image", url=video_data_url(VIDEO)), "must be an image: data:image/png"),
         (
@@ -110,7 +110,7 @@ async def test_damage_that_shows_in_a_frame_is_the_client_s_fault(
     monkeypatch.setattr("sglang.srt.utils.video_decoder._is_cpu_engine", lambda: True)
     middle = VIDEO.index(b"mdat") + 8
     damaged = VIDEO[:middle] + bytes(len(VIDEO) - middle - 1500) + VIDEO[-1500:]
-    video = await loader.load(_video(damaged))
+    video = (await loader.load(_video(damaged))).media
     with pytest.raises(decoding.Unusable, match="cannot be decoded"):
         video.get_frames_as_tensor(list(range(8)))
 
@@ -120,10 +120,10 @@ async def test_frames_are_counted_while_a_video_is_held(
 ) -> None:
     pixels = 8 * 112 * 84  # at two frames a second it would be 4; SGLang takes that many
     monkeypatch.setattr(loader, "_held", decoding.PixelsHeld(pixels))
-    held = [await loader.load(_video(VIDEO)) for _ in range(2)]
+    held = [(await loader.load(_video(VIDEO))).media for _ in range(2)]
     assert (await _refused(loader, _video(VIDEO))).reason is Reason.OVERLOADED
     held.pop()
-    held.append(await loader.load(_video(VIDEO)))
+    held.append((await loader.load(_video(VIDEO))).media)
     monkeypatch.setattr(decoding, "MAX_VIDEO_PIXELS", pixels // 2 - 1)
     assert "shorter or smaller" in (await _refused(loader, _video(VIDEO))).message
 

@@ -44,6 +44,9 @@ BlockIndex = Annotated[int, Field(ge=0)]
 Modality = Literal["image", "video"]
 #: Patches of one media item: t, h, w.
 Grid = tuple[PositiveInt, PositiveInt, PositiveInt]
+#: SHA-256 over the bytes of an item and what else decides its embedding, or the first 16 digits of
+#: it, where a peer of version 2 has named the item: 64 bits are no proof that two are equal.
+ContentHash = Annotated[str, Field(pattern="^[0-9a-f]{16}([0-9a-f]{48})?$")]
 #: Seconds of a video; more than eleven days are nonsense.
 Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 
@@ -51,6 +54,9 @@ Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 MAX_REFUSAL_CHARS: Final = 1000
 #: The first version with videos.
 VIDEO_VERSION: Final = 3
+#: The first version that names contents by the whole hash, and the digits of it before that.
+FULL_HASH_VERSION: Final = 3
+SHORT_HASH_DIGITS: Final = 16
 #: Bytes of a notice at most; a whole one has some 200.
 MAX_NOTICE_BYTES: Final = 1024
 #: Blocks of a pool at most: a writer prepares a list of all of them.
@@ -340,7 +346,7 @@ class Shape(BaseModel):
 
     total_tokens: int = Field(gt=0)
     grid: Grid
-    content_hash: str = Field(pattern="^[0-9a-f]{16}$")
+    content_hash: ContentHash
     # Left out where they say nothing: version 2 does not know them.
     timestamps: tuple[Seconds, ...] = Field(default=(), exclude_if=lambda value: not value)
     second_per_grid: Seconds | None = Field(default=None, exclude_if=lambda value: value is None)
@@ -350,6 +356,11 @@ class Shape(BaseModel):
         if self.timestamps and len(self.timestamps) != self.grid[0]:
             raise ValueError(f"{len(self.timestamps)} timestamps for {self.grid[0]} steps")
         return self
+
+    @property
+    def short_hash(self) -> str:
+        """The first 16 digits of the content hash, which every version understands."""
+        return self.content_hash[:SHORT_HASH_DIGITS]
 
 
 class Sized(Message, Shape):
@@ -411,6 +422,7 @@ ENCODE_EVENT: TypeAdapter[EncodeEvent] = TypeAdapter(EncodeEvent)
 ENCODE: TypeAdapter[Encode] = TypeAdapter(Encode)
 CHUNK_NOTICE: TypeAdapter[ChunkNotice] = TypeAdapter(ChunkNotice)
 RECEIVED: TypeAdapter[list[Received]] = TypeAdapter(list[Received])
+CONTENT_HASHES: TypeAdapter[list[ContentHash]] = TypeAdapter(list[ContentHash])
 LOCAL_MEDIA: TypeAdapter[list[Media]] = TypeAdapter(list[Media])
 
 T = TypeVar("T")
@@ -476,6 +488,8 @@ def dump(message: Message, version: int = PROTOCOL_VERSION) -> dict[str, Any]:
     fields = message.model_dump() | {"v": version}
     if isinstance(message, Hello | Welcome):
         fields["layout"]["protocol_version"] = version
+    if isinstance(message, Sized) and version < FULL_HASH_VERSION:
+        fields["content_hash"] = message.short_hash
     return {k: v.value if isinstance(v, Reason) else v for k, v in fields.items()}
 
 

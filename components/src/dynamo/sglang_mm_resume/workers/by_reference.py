@@ -10,14 +10,13 @@ import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, TypeVar
+from typing import Any
 
 from dynamo.llm.exceptions import InvalidArgument
-from pydantic import TypeAdapter
 
 from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, ResumeError, TransferFailed
-from dynamo.sglang_mm_resume.core.messages import Refusal, parse
+from dynamo.sglang_mm_resume.core.messages import Refusal
 from dynamo.sglang_mm_resume.workers.errors import to_http
 from dynamo.sglang_mm_resume.workers.lifecycle import Admission, RequestStopped
 from dynamo.sglang_mm_resume.workers.sglang_engine import (
@@ -28,8 +27,6 @@ from dynamo.sglang_mm_resume.workers.sglang_engine import (
 )
 
 logger = logging.getLogger(__name__)
-
-T = TypeVar("T")
 
 
 class ByReference:
@@ -109,11 +106,6 @@ class ByReference:
                 f"the LoRA adapter {name} is not loaded here: start this worker with "
                 f"--enable-lora --lora-paths {name}=PATH"
             )
-
-
-def taken(adapter: TypeAdapter[list[T]], request: dict[str, Any], key: str) -> list[T]:
-    """What the processor put under `key`, taken out. Raises `ProtocolError`."""
-    return parse(adapter, request.pop(key, None) or [])
 
 
 def _checked(request: Any) -> dict[str, Any]:

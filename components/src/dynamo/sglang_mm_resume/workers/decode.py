@@ -19,17 +19,16 @@ from dynamo.sglang.request_handlers import DecodeWorkerHandler
 from dynamo.sglang_mm_resume.core.errors import ResumeError, TransferFailed
 from dynamo.sglang_mm_resume.core.messages import (
     PROBE,
-    RECEIVED,
     Done,
     Refusal,
     dump,
     parse,
     version_of,
 )
-from dynamo.sglang_mm_resume.workers.by_reference import ByReference, taken
+from dynamo.sglang_mm_resume.workers.by_reference import ByReference
 from dynamo.sglang_mm_resume.workers.errors import to_http
 from dynamo.sglang_mm_resume.workers.lifecycle import Admission
-from dynamo.sglang_mm_resume.workers.request import TRANSFERS_KEY
+from dynamo.sglang_mm_resume.workers.request import transfers_of
 from dynamo.sglang_mm_resume.workers.sglang_engine import (
     Embedding,
     EmbeddingInput,
@@ -62,7 +61,7 @@ class DecodeHandler(ByReference, DecodeWorkerHandler):
     @asynccontextmanager
     async def offers(self, request: dict[str, Any], context: Any) -> AsyncIterator[Sequence[Offer]]:
         self._admission.require_open()
-        transfers = taken(RECEIVED, request, TRANSFERS_KEY)
+        transfers = transfers_of(request)
         yield [Embedding.of(t, rows_unseen(t.total_tokens)) for t in transfers]
 
 
@@ -93,6 +92,7 @@ def decode_status(
     return {
         "role": "decode",
         "embeddings_offered": len(embeddings),
+        "content_names": embeddings.names_status,
         "engine_requests": num_requests(engine),
         "refusals": dict(refusals),
     }

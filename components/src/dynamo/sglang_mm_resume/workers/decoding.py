@@ -13,6 +13,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -59,6 +60,14 @@ class Video(VideoDecoderWrapper):
         """`(frames, height, width, 3)`, uint8. Takes long: not for an event loop."""
         with _of_bad_video():
             return super().get_frames_as_tensor(indices)
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A picture or a video, and its `content_hash`: 64 hex digits that no other content has."""
+
+    media: Image.Image | Video
+    content_hash: str
 
 
 class Frames(Video):

@@ -182,6 +182,7 @@ class EncodeHandler:
         batches = self._encodings.encoder.batches
         return {
             "role": "encode",
+            "content_identity": self._media.identity,
             "pool": self._pool_status(),
             "transfers": {k: v.value for k, v in self._writer.live.items()},
             "progress": {k: asdict(v) for k, v in self._writer.progress.items()},

@@ -47,9 +47,9 @@ class Encodings:
     @contextmanager
     def of(self, content: Content) -> Iterator["Encoding"]:
         """The encoding of these bytes, which goes on at least until the block ends."""
-        encoding = self._live.get(content.key)
+        encoding = self._live.get(content.content_hash)
         if encoding is None or encoding.has_failed:
-            encoding = self._live[content.key] = Encoding(content, self)
+            encoding = self._live[content.content_hash] = Encoding(content, self)
         else:
             self.totals.encodes_shared += 1
         encoding.num_users += 1
@@ -59,8 +59,8 @@ class Encodings:
             encoding.num_users -= 1
             if not encoding.num_users:
                 encoding.end()
-                if self._live.get(content.key) is encoding:
-                    del self._live[content.key]
+                if self._live.get(content.content_hash) is encoding:
+                    del self._live[content.content_hash]
 
 
 class Encoding:
@@ -68,7 +68,7 @@ class Encoding:
 
     def __init__(self, content: Content, encodings: Encodings) -> None:
         self.num_users = 0
-        self._key = content.key
+        self._key = content.content_hash
         self._encodings = encodings
         self._prepared: Prepared | None = None
         self._stored: Stored | None = None

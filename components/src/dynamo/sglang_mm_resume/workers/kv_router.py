@@ -130,7 +130,7 @@ class KvRouting:
     async def _item(self, media: Media) -> list[int]:
         sized = self._sizes.seen(media)
         if sized is not None:
-            return cached_as(int(sized.content_hash, 16), sized.total_tokens)
+            return cached_as(int(sized.short_hash, 16), sized.total_tokens)
         return cached_as(hash(media.url), await self._sizes.tokens(media) or UNKNOWN_TOKENS)
 
 

@@ -43,6 +43,7 @@ from dynamo.sglang_mm_resume.transport.tasks import in_thread
 from dynamo.sglang_mm_resume.workers.decoding import (
     FRAMES,
     MAX_PIXELS_HELD,
+    Loaded,
     PixelsHeld,
     Unusable,
     Video,
@@ -66,20 +67,27 @@ _SECRETS = re.compile(r"(?<=://)[^/\s]*@|\?[^\s'\"]*")  # user and password, que
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """The bytes of an item. `key`: 64 hex digits over them and what else decides an embedding.
+    """The bytes of an item. `content_hash`: as of `content_hash_of`.
 
     `picture` is there, and `data` is empty, where the frontend has decoded it.
     """
 
     data: bytes = field(repr=False)
-    key: str
+    content_hash: str
     modality: str = "image"
     picture: Image.Image | None = field(default=None, repr=False)
 
-    @property
-    def content_hash(self) -> str:
-        """What the engine calls the item: equal ones share their KV."""
-        return self.key[:16]
+
+def content_hash_of(identity: str, kind: str, data: bytes) -> str:
+    """SHA-256, 64 hex digits, over the bytes of an item and what else decides its embedding.
+
+    `identity`: of the worker, as of `MediaLoader.identity`. `kind`: what the bytes are.
+    """
+    digest = sha256()
+    for part in (identity.encode(), kind.encode(), data):
+        digest.update(len(part).to_bytes(8, "big"))  # else other parts could make the same bytes
+        digest.update(part)
+    return digest.hexdigest()
 
 
 class MediaLoader:
@@ -92,13 +100,14 @@ class MediaLoader:
         fetch_timeout_s: float,
         video_options: Mapping[str, Any] | None = None,
     ) -> None:
-        """`identity` names whatever else decides an embedding: the model and its layout.
+        """`identity`: what decides an embedding beside the item, such as the model and its layout.
 
         `fetch_timeout_s`: until an item must have arrived, over all redirects. `video_options`:
         those of SGLang that decide how many frames it takes (`--mm-process-config`).
         """
         self._threads = threads
-        self._identity = identity.encode()
+        self.identity = sha256(identity.encode()).hexdigest()
+        """Equal on workers that name equal items alike."""
         self._fetch_timeout_s = fetch_timeout_s
         self._video_options = video_options or {}
         self._policy = UrlValidationPolicy.from_env()
@@ -106,13 +115,14 @@ class MediaLoader:
         self._held = PixelsHeld(MAX_PIXELS_HELD)
         self._frontend = FrontendMemory(self._held, fetch_timeout_s)
 
-    async def load(self, media: Media) -> Image.Image | Video:
-        """The decoded picture, or the video ready to be decoded.
+    async def load(self, media: Media) -> Loaded:
+        """The decoded picture, or the video ready to be decoded, with its name.
 
         Raises `Refused`: BAD_REQUEST says what is wrong, OVERLOADED where too much is held.
         """
         with blaming(media):
-            return await self.decode(await self.fetch(media))
+            content = await self.fetch(media)
+            return Loaded(await self.decode(content), content.content_hash)
 
     async def fetch(self, media: Media) -> Content:
         """The bytes of the item, asked for once.
@@ -143,16 +153,13 @@ class MediaLoader:
         return await in_thread(self._threads, function, *args)
 
     def _named(self, data: bytes, modality: str) -> Content:
-        return Content(data, self._key(modality, data), modality)
+        return Content(data, content_hash_of(self.identity, modality, data), modality)
 
     def _named_by_pixels(self, picture: Image.Image) -> Content:
-        key = self._key(f"pixels {picture.size}", picture.tobytes())
-        return Content(b"", key, picture=picture)
-
-    def _key(self, kind: str, data: bytes) -> str:
-        name = sha256(self._identity + kind.encode())
-        name.update(data)
-        return name.hexdigest()
+        width, height = picture.size
+        kind = f"pixels {picture.mode} {width} {height}"
+        name = content_hash_of(self.identity, kind, picture.tobytes())
+        return Content(b"", name, picture=picture)
 
     def _decode(self, content: Content) -> Image.Image | Video:
         if content.data.startswith(FRAMES) and content.modality == "video":

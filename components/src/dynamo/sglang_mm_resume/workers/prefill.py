@@ -31,7 +31,6 @@ from dynamo.sglang_mm_resume.core.messages import (
     ENCODE_CONTROL_REPLY,
     LOCAL_MEDIA,
     PREFILL_REQUEST,
-    RECEIVED,
     Abort,
     Close,
     Done,
@@ -62,7 +61,7 @@ from dynamo.sglang_mm_resume.transport.rpc import (
     ask,
     ping,
 )
-from dynamo.sglang_mm_resume.workers.by_reference import ByReference, taken
+from dynamo.sglang_mm_resume.workers.by_reference import ByReference
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     Admission,
     RequestContext,
@@ -70,7 +69,7 @@ from dynamo.sglang_mm_resume.workers.lifecycle import (
     until_stopped,
 )
 from dynamo.sglang_mm_resume.workers.media import MediaLoader
-from dynamo.sglang_mm_resume.workers.request import LOCAL_MEDIA_KEY, TRANSFERS_KEY
+from dynamo.sglang_mm_resume.workers.request import LOCAL_MEDIA_KEY, taken, transfers_of
 from dynamo.sglang_mm_resume.workers.sglang_engine import (
     Embedding,
     EmbeddingInput,
@@ -270,7 +269,7 @@ class _FromTransfers(ByReference):
     async def offers(
         self, request: dict[str, Any], context: RequestContext
     ) -> AsyncIterator[Sequence[Offer]]:
-        transfers = taken(RECEIVED, request, TRANSFERS_KEY)
+        transfers = transfers_of(request)
         local: list[Media] = []
         try:
             local = taken(LOCAL_MEDIA, request, LOCAL_MEDIA_KEY)
@@ -370,6 +369,7 @@ def prefill_status(
         "lengths": _lengths(receiver.lengths),
         "assembled_tokens": receiver.assembled_tokens,
         "embeddings_offered": len(embeddings),
+        "content_names": embeddings.names_status,
         "totals": {
             **asdict(assembler.totals),
             "reasons": dict(assembler.totals.reasons),

@@ -49,8 +49,8 @@ from dynamo.sglang_mm_resume.workers.kv_router import Choice, KvRouting, Router
 from dynamo.sglang_mm_resume.workers.lifecycle import RequestStopped, until_stopped
 from dynamo.sglang_mm_resume.workers.request import (
     LOCAL_MEDIA_KEY,
-    TRANSFERS_KEY,
     Placeholders,
+    carrying,
     media_of,
     names_of,
     num_choices,
@@ -349,7 +349,7 @@ class Processor:
             local = _for_engine(item.media for item in items)
             items.clear()  # nothing of them is left to give back
             return local
-        return {TRANSFERS_KEY: [item.received.model_dump() for item in items]}
+        return carrying([item.received for item in items])
 
     async def _relay(
         self, request: dict[str, Any], prefill: int, context: Any

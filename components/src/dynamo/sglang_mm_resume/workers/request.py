@@ -4,11 +4,23 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
-from dynamo.sglang_mm_resume.core.errors import Reason, Refused
-from dynamo.sglang_mm_resume.core.messages import Media, Modality
+from pydantic import TypeAdapter
+
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused
+from dynamo.sglang_mm_resume.core.messages import (
+    CONTENT_HASHES,
+    RECEIVED,
+    SHORT_HASH_DIGITS,
+    Media,
+    Modality,
+    Received,
+    parse,
+)
 from dynamo.sglang_mm_resume.workers.frontend_decoding import lent_picture
+
+T = TypeVar("T")
 
 #: The token that stands for one item of each modality that the model knows.
 Placeholders = Mapping[Modality, int]
@@ -17,6 +29,9 @@ Placeholders = Mapping[Modality, int]
 #: (`list[Received]`), or the media themselves, to be encoded there (`list[Media]`).
 TRANSFERS_KEY: Final = "mm_resume"
 LOCAL_MEDIA_KEY: Final = "mm_resume_local"
+#: Beside the transfers, in their order: the whole content hashes (`list[ContentHash]`). Under a key
+#: of their own, as workers of version 2 take 16 digits only, and let this key be.
+HASHES_KEY: Final = "mm_resume_hashes"
 #: Where a request for several choices names, for the prefill worker, a room for each further one.
 ROOMS_KEY: Final = "mm_resume_rooms"
 #: A white square of 56 px, PNG: the smallest picture that image processors do not enlarge.
@@ -77,6 +92,35 @@ def _media(modality: Modality, item: Any) -> Media:
     if not isinstance(url, str) or not url:
         raise Refused(Reason.BAD_REQUEST, f"each {modality} must be given as a URL")
     return Media(modality=modality, url=url)
+
+
+def carrying(received: Sequence[Received]) -> dict[str, Any]:
+    """What a request says of the transfers that carry its media; `transfers_of` reads it."""
+    short = ({"content_hash": item.short_hash} for item in received)
+    return {
+        TRANSFERS_KEY: [item.model_dump() | s for item, s in zip(received, short, strict=True)],
+        HASHES_KEY: [item.content_hash for item in received],
+    }
+
+
+def transfers_of(request: dict[str, Any]) -> list[Received]:
+    """The transfers that carry the request's media, taken out of it. Raises `ProtocolError`.
+
+    A processor of version 2 names 16 digits of each content hash.
+    """
+    transfers = taken(RECEIVED, request, TRANSFERS_KEY)
+    hashes = taken(CONTENT_HASHES, request, HASHES_KEY) or [t.content_hash for t in transfers]
+    if [h[:SHORT_HASH_DIGITS] for h in hashes] != [t.short_hash for t in transfers]:
+        raise ProtocolError("malformed message: content hashes of other items")
+    return [
+        transfer.model_copy(update={"content_hash": whole})
+        for transfer, whole in zip(transfers, hashes, strict=True)
+    ]
+
+
+def taken(adapter: TypeAdapter[list[T]], request: dict[str, Any], key: str) -> list[T]:
+    """What the processor put under `key`, taken out. Raises `ProtocolError`."""
+    return parse(adapter, request.pop(key, None) or [])
 
 
 def names_of(media: Sequence[Media]) -> list[str]:

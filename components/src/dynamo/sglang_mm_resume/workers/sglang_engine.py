@@ -15,7 +15,7 @@ import copy
 import math
 import os
 import uuid
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -29,15 +29,15 @@ from dynamo.sglang.request_handlers.llm.decode_handler import _raise_if_sglang_e
 from dynamo.sglang.request_handlers.multimodal.encode_worker_handler import (
     _install_load_video_passthrough,
 )
-from PIL import Image
 from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
 from sglang.srt.managers.schedule_batch import Modality
 
 from dynamo.sglang_mm_resume import sglang_no_tower
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
+from dynamo.sglang_mm_resume.core.messages import SHORT_HASH_DIGITS, Received
 from dynamo.sglang_mm_resume.core.messages import Modality as ModalityName
-from dynamo.sglang_mm_resume.core.messages import Received
-from dynamo.sglang_mm_resume.workers.decoding import Video
+from dynamo.sglang_mm_resume.core.names import ContentNames
+from dynamo.sglang_mm_resume.workers.decoding import Loaded, Video
 from dynamo.sglang_mm_resume.workers.request import ROOMS_KEY, one_choice
 
 EXTERNAL_MODELS: Final = "SGLANG_EXTERNAL_MODEL_PACKAGE"
@@ -51,40 +51,64 @@ MAX_PATCHES_PER_TOKEN: Final = 64
 class Embedding:
     """One item's embedding, `(total_tokens, width)`, and its patch grid `(t, h, w)`.
 
-    `content_hash`, 16 hex digits, is what the engine's prefix cache knows the item by. The last two
-    are of a video, and as in `core.messages.Shape`.
+    `content` tells the item from every item with another content. It begins with 16 hex digits of a
+    content hash, from which the engine's name for the item is derived where that is free. The last
+    two are of a video, and as in `core.messages.Shape`.
     """
 
     rows: torch.Tensor
     grid: tuple[int, ...]
-    content_hash: str
+    content: str
     modality: ModalityName = "image"
     timestamps: tuple[float, ...] = ()
     second_per_grid: float | None = None
 
     @classmethod
     def of(cls, received: Received, rows: torch.Tensor) -> "Embedding":
-        """What a request says of an item, with the rows that came for it."""
+        """What a request says of an item, with the rows that came for it.
+
+        An item whose whole hash is not known, as a worker of version 2 has named it, shares KV with
+        nobody: its transfer names it.
+        """
+        content = received.content_hash
+        if len(content) == SHORT_HASH_DIGITS:
+            content = f"{content} of transfer {received.transfer_id}"
         return cls(
             rows,
             received.grid,
-            received.content_hash,
+            content,
             received.modality,
             received.timestamps,
             received.second_per_grid,
         )
 
     @property
-    def pieces(self) -> list[tuple[torch.Tensor, int]]:
-        """Rows and hash of each run of placeholders: a video whose steps the prompt tells apart by
+    def pieces(self) -> list[tuple[torch.Tensor, "Piece"]]:
+        """Rows and name of each run of placeholders: a video whose steps the prompt tells apart by
         time stamps has one per step.
         """
-        own = int(self.content_hash, 16)
+        content, wanted = f"{self.modality} {self.content}", _wanted(self.content)
         if not self.timestamps:
-            return [(self.rows, own)]
+            return [(self.rows, Piece(content, wanted))]
         steps = self.rows.tensor_split(self.grid[0])
         # Copies: to another process, a part of a tensor travels with the whole of it.
-        return [(rows.clone(), own ^ step) for step, rows in enumerate(steps)]
+        return [
+            (rows.clone(), Piece(f"{content} step {step}", wanted ^ step))
+            for step, rows in enumerate(steps)
+        ]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One of SGLang's items, as `ContentNames.name_of` wants to know it."""
+
+    content: str
+    wanted: int
+
+
+def _wanted(content: str) -> int:
+    """What others derive the name of this content from."""
+    return int(content[:SHORT_HASH_DIGITS], 16)
 
 
 def rows_unseen(total_tokens: int) -> torch.Tensor:
@@ -93,13 +117,18 @@ def rows_unseen(total_tokens: int) -> torch.Tensor:
 
 
 #: What stands for an item: its embedding, or itself where no encode worker is at hand.
-Offer = Embedding | Image.Image | Video
+Offer = Embedding | Loaded
 
 
 class EmbeddingInput:
-    """Teaches one engine to take embeddings by reference."""
+    """Teaches one engine to take embeddings by reference, and names what it gets.
+
+    The names must be of one engine, as its KV is: what shares KV with others is refused at the
+    start (`require_kv_of_its_own`).
+    """
 
     def __init__(self, engine: Any) -> None:
+        self.names = ContentNames()
         self._processor = engine.tokenizer_manager.mm_processor
         self._original = self._processor.process_mm_data_async
         self._offered: dict[str, Offer] = {}
@@ -108,6 +137,11 @@ class EmbeddingInput:
 
     def __len__(self) -> int:
         return len(self._offered)
+
+    @property
+    def names_status(self) -> dict[str, int]:
+        """Contents that are remembered, and those that did not get the name that they wanted."""
+        return {"remembered": len(self.names), "moved": self.names.num_moved}
 
     def offer(self, offers: Sequence[Offer]) -> list[str]:
         """References, one per item, valid until `withdraw`."""
@@ -122,23 +156,28 @@ class EmbeddingInput:
     async def _process(self, *args: Any, **kwargs: Any) -> Any:
         """SGLang asks for the multimodal data of one request (more than once if n > 1)."""
         request = kwargs.get("request_obj")
+        if request is not None:
+            request.mm_hashes = None  # SGLang would name the items by them, whatever they are
         given = (kwargs.get("image_data") or [], getattr(request, "video_data", None) or [])
         if not any(_is_reference(item) for items in given for item in items):
-            return await self._original(*args, **kwargs)
+            return self._named(await self._original(*args, **kwargs), {})
         try:
-            images, videos = ([self._offered[item] for item in items] for items in given)
+            offers = [self._offered[item] for items in given for item in items]
         except (KeyError, TypeError):
             raise ProtocolError("a request names embeddings that are not here") from None
-        embeddings = [offer for offer in (*images, *videos) if isinstance(offer, Embedding)]
+        embeddings = [offer for offer in offers if isinstance(offer, Embedding)]
         if embeddings:
             return self._build(kwargs["input_text"], embeddings)
+        own_tower = [offer for offer in offers if isinstance(offer, Loaded)]
+        images = [offer for offer in own_tower if not isinstance(offer.media, Video)]
+        videos = [offer for offer in own_tower if isinstance(offer.media, Video)]
         # Pictures and videos for the engine's own tower.
         loaded = copy.copy(request)
         if videos and loaded is not None:
-            loaded.video_data = videos
-        return await self._original(
-            *args, **{**kwargs, "image_data": images or None, "request_obj": loaded}
-        )
+            loaded.video_data = [video.media for video in videos]
+        kwargs |= {"image_data": [i.media for i in images] or None, "request_obj": loaded}
+        output = await self._original(*args, **kwargs)
+        return self._named(output, {Modality.IMAGE: images, Modality.VIDEO: videos})
 
     def _build(self, prompt_ids: Any, embeddings: Sequence[Embedding]) -> Any:
         for embedding in embeddings:
@@ -159,9 +198,64 @@ class EmbeddingInput:
             )
         except (RuntimeError, IndexError, ValueError, TypeError) as error:
             raise ProtocolError(f"embeddings do not fit their prompt: {error}") from error
-        _fill([item for item in output.mm_items if item.is_modality(Modality.IMAGE)], images)
-        _fill([item for item in output.mm_items if item.is_modality(Modality.VIDEO)], videos)
+        self._fill(_items_of(output, Modality.IMAGE), images)
+        self._fill(_items_of(output, Modality.VIDEO), videos)
+        output.padded_input_ids = None  # might have other names; the scheduler puts ours in
         return output
+
+    def _fill(self, items: Sequence[Any], embeddings: Sequence[Embedding]) -> None:
+        """Give SGLang's items their rows and names. Raises `ProtocolError` where they differ."""
+        pieces = [piece for embedding in embeddings for piece in embedding.pieces]
+        if len(items) != len(pieces):
+            raise ProtocolError(
+                f"the prompt has places for {len(items)} embeddings, not {len(pieces)}"
+            )
+        for item, (rows, piece) in zip(items, pieces, strict=True):
+            if len(item.precomputed_embeddings) != len(rows):
+                raise ProtocolError(
+                    f"an item has {len(rows)} embedding rows, "
+                    f"its place in the prompt {len(item.precomputed_embeddings)}"
+                )
+            item.precomputed_embeddings = rows
+            self._name(item, piece)
+
+    def _named(self, output: Any, loaded: Mapping[Modality, Sequence[Loaded]]) -> Any:
+        """What SGLang has made of media, with our names: its own are 30 bits of a hash.
+
+        What was not `loaded` here shares KV with nobody, as nobody knows what it is.
+        """
+        items = getattr(output, "mm_items", None)
+        if not items:
+            return output
+        for modality, own in loaded.items():
+            known = _items_of(output, modality)
+            for item, piece in zip(known, _pieces_of(own, len(known)), strict=True):
+                self._name(item, piece)
+        for item in items:
+            if item.modality not in loaded:
+                unknown = uuid.uuid4()
+                self._name(item, Piece(f"unknown {unknown.hex}", unknown.int))
+        output.padded_input_ids = None  # has SGLang's names; the scheduler puts ours in
+        return output
+
+    def _name(self, item: Any, piece: Piece) -> None:
+        item.set_hash(self.names.name_of(piece.content, piece.wanted))
+
+
+def _items_of(output: Any, modality: Modality) -> list[Any]:
+    return [item for item in output.mm_items if item.is_modality(modality)]
+
+
+def _pieces_of(loaded: Sequence[Loaded], num_items: int) -> list[Piece]:
+    """The names of the items that the engine's own tower takes: one for each that was loaded.
+
+    Where SGLang has cut them otherwise, all that was loaded is the content of each item.
+    """
+    contents = [own.content_hash for own in loaded]
+    if num_items != len(contents):
+        together = " ".join(contents)
+        contents = [f"{together} item {i} of {num_items}" for i in range(num_items)]
+    return [Piece(f"own tower {content}", _wanted(content)) for content in contents]
 
 
 def _is_reference(item: Any) -> bool:
@@ -171,7 +265,7 @@ def _is_reference(item: Any) -> bool:
 def _modality_of(offer: Offer) -> ModalityName:
     if isinstance(offer, Embedding):
         return offer.modality
-    return "video" if isinstance(offer, Video) else "image"
+    return "video" if isinstance(offer.media, Video) else "image"
 
 
 def modality_of_reference(reference: str) -> str:
@@ -202,26 +296,31 @@ def _times(videos: Sequence[Embedding]) -> dict[str, Any]:
     return times
 
 
-def _fill(items: Sequence[Any], embeddings: Sequence[Embedding]) -> None:
-    """Give SGLang's items their rows and names. Raises `ProtocolError` where they differ."""
-    pieces = [piece for embedding in embeddings for piece in embedding.pieces]
-    if len(items) != len(pieces):
-        raise ProtocolError(f"the prompt has places for {len(items)} embeddings, not {len(pieces)}")
-    for item, (rows, name) in zip(items, pieces, strict=True):
-        if len(item.precomputed_embeddings) != len(rows):
-            raise ProtocolError(
-                f"an item has {len(rows)} embedding rows, "
-                f"its place in the prompt {len(item.precomputed_embeddings)}"
-            )
-        item.precomputed_embeddings = rows
-        item.set_hash(name)
-
-
 def _require_plausible(embedding: Embedding) -> None:
     """Raises `ProtocolError` for a grid that cannot be that of the rows."""
     patches, tokens = math.prod(embedding.grid), len(embedding.rows)
     if not tokens <= patches <= MAX_PATCHES_PER_TOKEN * tokens:
         raise ProtocolError(f"{tokens} embedding rows cannot have the grid {embedding.grid}")
+
+
+#: SGLang's options that share KV between engines, or keep it for the next one. Such KV is found by
+#: the names of its contents, which are those of one engine.
+SHARED_KV: Final = (
+    "hicache_storage_backend",
+    "enable_lmcache",
+    "enable_unified_cache_external_linker",
+)
+
+
+def require_kv_of_its_own(server_args: Any) -> None:
+    """Raises `ValueError` for an engine whose KV others have, or had: two contents may share it."""
+    for option in SHARED_KV:
+        if getattr(server_args, option):
+            raise ValueError(
+                f"--{option.replace('_', '-')}: engines that share KV tell media apart by 30 bits "
+                "of a hash, so that a request might get the answer to another: leave the flag out "
+                "(--enable-hierarchical-cache alone is safe)"
+            )
 
 
 def leave_tower_out(server_args: Any) -> None:

@@ -117,17 +117,18 @@ async def _serve(process: EngineProcess) -> None:
     )
     presence = Presence(generate, control, about, backend=config.dynamo_args.discovery_backend)
     process.shutdown_endpoints[:] = [DrainFirst(leave, presence.listings)]
+    media = MediaLoader(
+        threads,
+        layout.fingerprint,
+        settings.bootstrap_timeout_s / 2,
+        sglang_engine.video_options(engine),
+    )
     handler_class = KvSourceHandler if has_decode_workers else PrefillHandler
     handler = handler_class(
         *process.handler_args,
         assembler=assembler,
         embeddings=embeddings,
-        media=MediaLoader(
-            threads,
-            layout.fingerprint,
-            settings.bootstrap_timeout_s / 2,
-            sglang_engine.video_options(engine),
-        ),
+        media=media,
         max_local=settings.max_encodes,
         has_tower=settings.local_vision,
         admission=admission,
@@ -138,7 +139,11 @@ async def _serve(process: EngineProcess) -> None:
 
     def status() -> dict[str, Any]:
         state = prefill_status(settings, transfers, assembler, embeddings, writers)
-        return {**state, "engine_requests": sglang_engine.num_requests(engine)}
+        return {
+            **state,
+            "content_identity": media.identity,
+            "engine_requests": sglang_engine.num_requests(engine),
+        }
 
     counted = described(presence.counted(status), namespace, layout, agent.memory_kind)
     serve_status(runtime, counted)
