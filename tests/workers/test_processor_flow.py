@@ -23,6 +23,7 @@ from dynamo.sglang_mm_resume.core.messages import (
     dump,
 )
 from dynamo.sglang_mm_resume.workers.hand_off import Peers
+from dynamo.sglang_mm_resume.workers.numbers import Numbers
 from dynamo.sglang_mm_resume.workers.processor import Processor
 
 PAD = 9
@@ -95,7 +96,7 @@ def a_processor(num_prefill: int = 1, num_encode: int = 1, answer: Any = _answer
         encode=FakePeer(encode_ids, _encode),
         encode_transfer=FakePeer(encode_ids, _control),
     )
-    return Processor(SETTINGS, peers, {"image": PAD})
+    return Processor(SETTINGS, peers, {"image": PAD}, Numbers(512))
 
 
 async def ask(processor: Processor, **fields: Any) -> list[dict[str, Any]]:
