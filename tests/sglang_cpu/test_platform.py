@@ -113,6 +113,7 @@ def test_hooks_are_registered_before_what_they_change(registered: list[Any]) -> 
         (hooks.NIXL_AGENT_INIT, hooks.rest_between_polls, HookType.BEFORE),
         (hooks.PIN_MEMORY, hooks.leave_unpinned, HookType.REPLACE),
         (hooks.NCCL_INIT, hooks.leave_nccl_out, HookType.REPLACE),
+        (hooks.SAMPLING, hooks.fill_rows_without_a_choice, HookType.BEFORE),
         *((target, hooks.without_pinning, HookType.AROUND) for target in hooks.LORA_PINNING),
     ]
 
@@ -133,6 +134,21 @@ def test_memory_is_not_pinned_for_a_device_that_is_not_there() -> None:
     frames = torch.zeros(2, 3)
     assert hooks.leave_unpinned(frames, device="cuda") is frames
     assert pkgutil.resolve_name(hooks.PIN_MEMORY) is torch.Tensor.pin_memory
+
+
+def test_a_request_without_a_choice_leaves_the_others_of_its_batch_theirs() -> None:
+    """Row 1 is that of a grammar which allows no token."""
+    sample = pkgutil.resolve_name(hooks.SAMPLING)
+    only = torch.tensor([[-torch.inf, 0.0, -torch.inf], [-torch.inf] * 3])
+    probabilities = only.softmax(dim=-1)
+    top_k, top_p, min_p = torch.tensor([1, 1]), torch.tensor([0.9, 0.9]), torch.zeros(2)
+    rest = (top_k, top_p, min_p, False, None, torch.zeros(2, dtype=torch.long))
+    with pytest.raises(RuntimeError, match="inf"):
+        sample(probabilities.clone(), *rest)
+    assert hooks.fill_rows_without_a_choice(probabilities, *rest) is None
+    tokens = sample(probabilities, *rest).tolist()
+    assert tokens[0] == 1
+    assert tokens[1] in range(3)
 
 
 @pytest.mark.parametrize("rests", [False, True])
@@ -211,6 +227,7 @@ def test_sglang_finds_both_plug_ins_in_a_process_of_its_own() -> None:
             hooks.NCCL_INIT,
             *hooks.LORA_PINNING,
             hooks.PIN_MEMORY,
+            hooks.SAMPLING,
         ]
     )
     assert f"found TorchNativeCpuPlatform {' '.join(targets)}" in done.stdout

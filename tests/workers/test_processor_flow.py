@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from dynamo.llm import HttpError
+from dynamo.llm.exceptions import InvalidArgument
 
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.messages import (
@@ -23,6 +24,7 @@ from dynamo.sglang_mm_resume.core.messages import (
     dump,
 )
 from dynamo.sglang_mm_resume.workers.hand_off import Peers
+from dynamo.sglang_mm_resume.workers.numbers import Numbers
 from dynamo.sglang_mm_resume.workers.processor import Processor
 
 PAD = 9
@@ -95,7 +97,7 @@ def a_processor(num_prefill: int = 1, num_encode: int = 1, answer: Any = _answer
         encode=FakePeer(encode_ids, _encode),
         encode_transfer=FakePeer(encode_ids, _control),
     )
-    return Processor(SETTINGS, peers, {"image": PAD})
+    return Processor(SETTINGS, peers, {"image": PAD}, Numbers(512))
 
 
 async def ask(processor: Processor, **fields: Any) -> list[dict[str, Any]]:
@@ -112,6 +114,19 @@ async def test_warm_up_visits_every_pair_of_workers() -> None:
         for (prefill, _), (encode, _) in zip(peers.prefill.calls, peers.encode.calls, strict=True)
     ]
     assert sorted(pairs) == [(1, 11), (1, 12), (2, 11), (2, 12)]
+
+
+@pytest.mark.parametrize("with_picture", [False, True])
+async def test_what_could_end_an_engine_reaches_no_worker(with_picture: bool) -> None:
+    processor = a_processor(num_prefill=2)
+    fields: dict[str, Any] = {"stop_conditions": {"stop_token_ids": [600]}}
+    if with_picture:
+        fields |= {"token_ids": [PAD], "multi_modal_data": {"image_url": [{"Url": "data:,"}]}}
+    with pytest.raises(InvalidArgument, match="^stop_token_ids: 600 is not a token"):
+        await asyncio.wait_for(ask(processor, **fields), DEADLINE_S)
+    peers = processor._peers
+    workers = (peers.prefill, peers.prefill_transfer, peers.encode, peers.encode_transfer)
+    assert [peer.calls for peer in workers] == [[]] * 4
 
 
 async def test_an_answer_that_breaks_off_is_an_error() -> None:

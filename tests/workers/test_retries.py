@@ -17,6 +17,7 @@ from dynamo.sglang_mm_resume.core.errors import Reason
 from dynamo.sglang_mm_resume.core.layout import PROTOCOL_VERSION
 from dynamo.sglang_mm_resume.core.messages import Done, Refusal, Sent, Sized, dump
 from dynamo.sglang_mm_resume.workers.hand_off import Peers
+from dynamo.sglang_mm_resume.workers.numbers import Numbers
 from dynamo.sglang_mm_resume.workers.processor import MAX_PARTS, Processor
 from tests.workers.test_processor_flow import (
     DEADLINE_S,
@@ -96,7 +97,7 @@ class Graph:
         self.prefill = prefill or FakePeer(PREFILL, _answer)
         self.control = control or FakePeer(self.prefill.ids, _control)
         peers = Peers(self.prefill, self.control, self.encode, self.encode_control)
-        self.processor = Processor(settings, peers, {"image": PAD})
+        self.processor = Processor(settings, peers, {"image": PAD}, Numbers(512))
 
     async def ask(self, **fields: Any) -> list[dict[str, Any]]:
         async with asyncio.timeout(DEADLINE_S):

@@ -47,6 +47,7 @@ from dynamo.sglang_mm_resume.workers.hand_off import (
 )
 from dynamo.sglang_mm_resume.workers.kv_router import Choice, KvRouting, Router
 from dynamo.sglang_mm_resume.workers.lifecycle import RequestStopped, until_stopped
+from dynamo.sglang_mm_resume.workers.numbers import Numbers
 from dynamo.sglang_mm_resume.workers.request import (
     LOCAL_MEDIA_KEY,
     Placeholders,
@@ -107,6 +108,7 @@ class Processor:
         settings: Settings,
         peers: Peers,
         placeholders: Placeholders,
+        numbers: Numbers,
         prefill_decode: PrefillDecode | None = None,
         media_tokens: Collection[int] = (),
         image_rule: ImageRule | None = None,
@@ -118,6 +120,7 @@ class Processor:
         self._settings = settings
         self._peers = peers
         self._placeholders = placeholders
+        self._numbers = numbers
         self._media_tokens = {*placeholders.values(), *media_tokens}
         self._prefill_decode = prefill_decode
         self._chunks = prefill_decode.chunks if prefill_decode else self._aggregated
@@ -238,6 +241,7 @@ class Processor:
     ) -> AsyncGenerator[dict[str, Any], None]:
         """By one prefill worker; if that fails, by another, which goes on where it ended."""
         normalize_request_token_ids(request)
+        self._numbers.require_possible(request)
         media = media_of(request, self._placeholders, self._settings.max_media_items)
         small = route == ANY_ROUTE and await self._adaptive.is_small(media)
         if media and not small:

@@ -47,6 +47,7 @@ from dynamo.sglang_mm_resume.workers.lifecycle import (
     serve_status,
     wait_for_role,
 )
+from dynamo.sglang_mm_resume.workers.numbers import Numbers, vocabulary_in
 from dynamo.sglang_mm_resume.workers.presence import Presence
 from dynamo.sglang_mm_resume.workers.processor import Peers, Processor
 from dynamo.sglang_mm_resume.workers.request import Placeholders
@@ -133,6 +134,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
         folder = await folder_of(config.model_path)
         model = config_in(folder)
         require_served(model, config.model_path)
+        numbers = Numbers(vocabulary_in(model, config.model_path))
         _require_possible(settings, config)
     placeholders = _placeholders(model, config.model_path)
     runtime, loop = runtime_of(config)
@@ -152,6 +154,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
         settings,
         peers,
         placeholders,
+        numbers,
         together,
         _media_tokens(model),
         _image_rule(settings, folder),
