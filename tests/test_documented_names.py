@@ -43,7 +43,7 @@ OUR_ENV = {
     MODE_ENV,
     BOOTSTRAP_ADDR_ENV,
     DEFAULT_TOKENS.env,
-    start_frontend.RETRY_AFTER.env,
+    *(spec.env for spec in start_frontend.OPTIONS),
     *(spec_of(name).env for name in Settings.model_fields),
 }
 
@@ -113,7 +113,7 @@ def _flags_of_workers() -> Iterator[str]:
     yield from _options(theirs)
     yield from _options(build_parser())
     yield from _options(start_processor.build_parser())
-    yield from (start_frontend.RETRY_AFTER.flag, "--role")
+    yield from (*(spec.flag for spec in start_frontend.OPTIONS), "--no-check-content", "--role")
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:
