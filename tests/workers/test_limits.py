@@ -30,7 +30,8 @@ DEPLOYMENTS = [
     for path in sorted((ROOT / folder).rglob("*"))
     if path.suffix in {".yaml", ".sh", ".md", ".py"} or path.name == "Dockerfile"
 ]
-ENTRY_POINTS = ["frontend", "processor", "encode_worker", "prefill_worker", "decode_worker"]
+PACKAGE = ROOT / "components" / "src" / "dynamo" / "sglang_mm_resume"
+WORKERS = ["processor", "encode_worker", "prefill_worker", "decode_worker"]
 
 
 def test_the_default_is_set_where_nobody_has_set_it() -> None:
@@ -74,7 +75,12 @@ def test_what_is_deployed_leaves_the_limits_to_the_processes(path: Path) -> None
     assert not re.search(r"-m[\s,]+dynamo\.frontend\b", text), "it has Dynamo's default, 32 MiB"
 
 
-@pytest.mark.parametrize("module", ENTRY_POINTS)
+@pytest.mark.parametrize("module", WORKERS)
+def test_all_workers_begin_alike(module: str) -> None:
+    assert f"{PACKAGE.name}.workers.run import" in (PACKAGE / f"{module}.py").read_text()
+
+
+@pytest.mark.parametrize("module", ["frontend", "processor"])
 def test_every_process_has_the_default_before_dynamo_s_runtime(module: str) -> None:
     """At the first use of the runtime, whatever it is, the variable is there."""
     program = (

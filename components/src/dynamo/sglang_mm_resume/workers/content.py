@@ -32,7 +32,7 @@ _CHAT: Final[Taken] = {
     "system": _TEXT,
     "developer": _TEXT,
     "user": _TEXT | {"image_url", "video_url", "audio_url"},
-    "assistant": _TEXT | {"refusal"},
+    "assistant": _TEXT,
     "tool": _TEXT | {"image_url", "video_url", "audio_url"},
     "function": _TEXT,
 }
@@ -66,6 +66,7 @@ class _Message(msgspec.Struct, gc=False):
     content: str | list[_Part] | None = None
     output: str | list[_Part] | dict[str, msgspec.Raw] | None = None
     audio: None = None
+    refusal: None = None
 
 
 @dataclass(frozen=True, slots=True)
