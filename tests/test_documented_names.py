@@ -13,7 +13,7 @@ import pytest
 
 from dynamo.sglang_mm_resume.args import BOOTSTRAP_ADDR_ENV, DEFAULT_TOKENS, build_parser
 from dynamo.sglang_mm_resume.config import Settings, spec_of
-from dynamo.sglang_mm_resume.workers import start_frontend, start_processor
+from dynamo.sglang_mm_resume.workers import limits, start_frontend, start_processor
 from dynamo.sglang_mm_resume.workers.role import MODE_ENV
 
 ROOT = Path(__file__).parents[1]
@@ -44,6 +44,7 @@ OUR_ENV = {
     BOOTSTRAP_ADDR_ENV,
     DEFAULT_TOKENS.env,
     *(spec.env for spec in start_frontend.OPTIONS),
+    *(limits.BODY_ENV, limits.MESSAGE_ENV),  # of Dynamo's Rust; tests/workers/test_limits.py
     *(spec_of(name).env for name in Settings.model_fields),
 }
 

@@ -129,6 +129,23 @@ ARRIVES: dict[str, tuple[str, dict[str, Any], str]] = {
         ),
         "image_url",
     ),
+    "responses reasoning": (
+        RESPONSES_PATH,
+        _item(
+            {
+                "type": "reasoning",
+                "id": "r",
+                "summary": [{"type": "summary_text", "text": WORD}],
+            },
+            {"role": "user", "content": "hi"},
+        ),
+        WORD,
+    ),
+    "messages thinking": (
+        MESSAGES_PATH,
+        _messages("assistant", {"type": "thinking", "thinking": WORD, "signature": "s"}),
+        WORD,
+    ),
     "messages user text": (MESSAGES_PATH, _messages("user", TEXT), WORD),
     "messages user image": (MESSAGES_PATH, _messages("user", ANTHROPIC_IMAGE), "image_url"),
     "messages assistant text": (MESSAGES_PATH, _messages("assistant", TEXT), WORD),

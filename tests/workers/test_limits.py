@@ -10,9 +10,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import dynamo._core
 import pytest
 
 from dynamo.sglang_mm_resume.args import SettingError
+from dynamo.sglang_mm_resume.workers import start_frontend
 from dynamo.sglang_mm_resume.workers.limits import (
     BODY_ENV,
     DEFAULT_BODY_MIB,
@@ -21,6 +23,7 @@ from dynamo.sglang_mm_resume.workers.limits import (
     max_body_mib,
     raise_message_limit,
 )
+from dynamo.sglang_mm_resume.workers.relay import DYNAMO_REQUEST_ID
 
 ROOT = Path(__file__).parent.parent.parent
 #: Where an operator may set a limit.
@@ -32,6 +35,13 @@ DEPLOYMENTS = [
 ]
 PACKAGE = ROOT / "components" / "src" / "dynamo" / "sglang_mm_resume"
 WORKERS = ["processor", "encode_worker", "prefill_worker", "decode_worker"]
+
+
+def test_dynamo_knows_the_names() -> None:
+    """They are read in Rust; a release that renames one would leave its own default in force."""
+    binary = Path(dynamo._core.__file__).read_bytes()
+    for name in (BODY_ENV, MESSAGE_ENV, DYNAMO_REQUEST_ID, *start_frontend.PATH_ENVS):
+        assert name.encode() in binary, name
 
 
 def test_the_default_is_set_where_nobody_has_set_it() -> None:

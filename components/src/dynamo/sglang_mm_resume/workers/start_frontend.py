@@ -53,11 +53,12 @@ OPTIONS: Final = (RETRY_AFTER, CHECK_CONTENT, MAX_MEDIA_ITEMS)
 _PEEK_ENV: Final = "DYN_HTTP_PRE_COMMIT_ERROR_PEEK_MS"
 _PEEK_MS: Final = "60000"
 
-#: Where Dynamo serves what takes conversations, unless its variables say otherwise. Both of the
-#: latter two also count tokens, below their own path.
+#: Where Dynamo serves what takes conversations, unless its variables say otherwise. The last two
+#: also count tokens, below their own paths.
 _CHAT_PATH: Final = ("DYN_HTTP_SVC_CHAT_PATH", "/v1/chat/completions")
 _RESPONSES_PATH: Final = ("DYN_HTTP_SVC_RESPONSES_PATH", "/v1/responses")
 _ANTHROPIC_PATH: Final = ("DYN_HTTP_SVC_ANTHROPIC_PATH", "/v1/messages")
+PATH_ENVS: Final = (_CHAT_PATH[0], _RESPONSES_PATH[0], _ANTHROPIC_PATH[0])
 
 _LOOPBACK: Final = "127.0.0.1"
 _USE_DYNAMO_S: Final = "use python -m dynamo.frontend"
