@@ -107,6 +107,7 @@ def run(model_path: Path, pictures_path: Path, keep: bool) -> int:
         model_path,
         MODEL_NAME,
         dtype="float32",
+        frontend_module="dynamo.sglang_mm_resume.frontend",
         # Media is loaded over https from public addresses only, unless this is set. The demo's own
         # picture server is neither; do not set it where clients are not trusted.
         env={"DYN_MM_ALLOW_INTERNAL": "1"},

@@ -13,7 +13,7 @@ import pytest
 
 from dynamo.sglang_mm_resume.args import BOOTSTRAP_ADDR_ENV, DEFAULT_TOKENS, build_parser
 from dynamo.sglang_mm_resume.config import Settings, spec_of
-from dynamo.sglang_mm_resume.workers import start_frontend, start_processor
+from dynamo.sglang_mm_resume.workers import limits, start_frontend, start_processor
 from dynamo.sglang_mm_resume.workers.role import MODE_ENV
 
 ROOT = Path(__file__).parents[1]
@@ -43,7 +43,8 @@ OUR_ENV = {
     MODE_ENV,
     BOOTSTRAP_ADDR_ENV,
     DEFAULT_TOKENS.env,
-    start_frontend.RETRY_AFTER.env,
+    *(spec.env for spec in start_frontend.OPTIONS),
+    *(limits.BODY_ENV, limits.MESSAGE_ENV),  # of Dynamo's Rust; tests/workers/test_limits.py
     *(spec_of(name).env for name in Settings.model_fields),
 }
 
@@ -113,7 +114,7 @@ def _flags_of_workers() -> Iterator[str]:
     yield from _options(theirs)
     yield from _options(build_parser())
     yield from _options(start_processor.build_parser())
-    yield from (start_frontend.RETRY_AFTER.flag, "--role")
+    yield from (*(spec.flag for spec in start_frontend.OPTIONS), "--no-check-content", "--role")
 
 
 def _options(parser: argparse.ArgumentParser) -> Iterator[str]:

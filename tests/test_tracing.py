@@ -6,12 +6,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import Context
 from typing import Any
 
 import pytest
+from dynamo.runtime import Context as DynamoContext
 
 from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.core.histogram import SECONDS, Histogram
@@ -175,6 +178,35 @@ def test_a_call_is_the_request_s_but_has_an_id_and_an_end_of_its_own() -> None:
     assert one.id() != other.id()
     assert one.id().startswith("id-2-")
     assert one.metadata == other.metadata == {tracing.REQUEST_KEY: "id-2"}
+
+
+def test_two_processes_do_not_call_by_one_id() -> None:
+    """Whatever the request is called, and however many calls each has made."""
+    program = "from dynamo.sglang_mm_resume import tracing; print(tracing.call_id('id'))"
+    ids = {
+        subprocess.run(
+            [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        ).stdout
+        for _ in range(2)
+    }
+    assert len(ids) == 2
+
+
+async def test_a_client_cannot_name_its_request(lines: list[str]) -> None:
+    """Dynamo puts the headers `x-dynamo-meta-*` into the metadata of the frontend's call."""
+
+    async def handler(request: Any, context: Any) -> AsyncIterator[int]:
+        logger.info("here")
+        call = tracing.call_context()
+        assert dict(call.metadata) == {tracing.REQUEST_KEY: "id-5", "z": "1"}
+        yield 1
+
+    named = {tracing.REQUEST_KEY: "x", tracing.PARENT_KEY: "y", "z": "1"}
+    context = DynamoContext("id-5", metadata=named)
+    serve = tracing.serving(handler, for_clients=True)
+    await _as_dynamo_does(serve(None, context))
+    assert lines == ["[id-5] here"]
+    assert dict(context.metadata) == {"z": "1"}
 
 
 async def test_a_worker_that_is_called_knows_the_request(lines: list[str]) -> None:

@@ -132,7 +132,7 @@ GPU = Gpu(name="NVIDIA H200", memory_mib=143771)
 def test_a_gpu_that_is_there_must_be_seen(
     gpus: list[Gpu], cuda: str | None, devices: list[str], outcome: Outcome
 ) -> None:
-    facts = TorchFacts(version="2.13.0", cuda=cuda, gpus=gpus)
+    facts = TorchFacts(version="2.13.0", cuda=cuda, gpus=gpus, videos=True)
     result = installation.gpu(facts, devices, "580.65.06")
     assert result.outcome is outcome
     if outcome is Outcome.OK:
@@ -142,7 +142,7 @@ def test_a_gpu_that_is_there_must_be_seen(
 
 def test_a_build_without_cuda_is_told_from_a_driver_that_does_not_fit() -> None:
     def action(cuda: str | None) -> str:
-        facts = TorchFacts(version="2.13.0", cuda=cuda, gpus=[])
+        facts = TorchFacts(version="2.13.0", cuda=cuda, gpus=[], videos=True)
         return installation.gpu(facts, ["/dev/nvidia0"], None).action
 
     assert "build" in action(None)
@@ -175,3 +175,11 @@ def test_torch_that_cannot_be_imported_says_why(
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with pytest.raises(TorchUnusable, match="no CUDA library"):
         torch_facts()
+
+
+def test_videos() -> None:
+    facts = TorchFacts(version="2.13.0", cuda=None, gpus=[], videos=True)
+    assert installation.videos(facts).outcome is Outcome.OK
+    without = installation.videos(facts.model_copy(update={"videos": False}))
+    assert without.outcome is Outcome.WARN
+    assert "ffmpeg" in without.action

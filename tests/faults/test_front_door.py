@@ -4,11 +4,20 @@
 
 from __future__ import annotations
 
+import base64
+import struct
+import threading
+import zlib
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from uuid import uuid4
+
 import httpx
 import pytest
+from PIL import Image
 
 from examples.local_stack import LocalStack
-from tests.support.client import ask, data_url, request_body
+from tests.support.client import Answer, ask, data_url, png, request_body
 from tests.support.deployments import FAULTS, MODEL_NAME, READY_DEADLINE_S
 from tests.support.exact import assert_exact
 from tests.support.faults import SEEN_DEADLINE_S, asking
@@ -26,6 +35,10 @@ LONG_ANSWER = 1500
 """Tokens; seconds in the engine."""
 HOME_DEADLINE_S = 10.0
 EXIT_DEADLINE_S = 60.0
+BODY_LIMIT = 45 * 2**20
+"""Dynamo's default, which is ours too."""
+AT_ONCE = 8
+ROUNDS = 3
 
 unary_and_stream = pytest.mark.parametrize("stream", [False, True], ids=["unary", "stream"])
 
@@ -72,6 +85,68 @@ def test_hanging_up_ends_an_answer(stack: LocalStack, stream: bool) -> None:
     assert wait_until(lambda: not leftovers(stack), HOME_DEADLINE_S), leftovers(stack)
 
 
+def test_requests_of_one_id_are_strangers_to_each_other(stack: LocalStack, oracle: Oracle) -> None:
+    """Also to everybody else: the worker that they are for stays in use."""
+    expected = oracle.generate([IMAGE], QUESTION, MAX_TOKENS)
+    ended = threading.Event()
+
+    def named(_: int) -> Answer:
+        return _ask(
+            stack, {"x-dynamo-request-id": name, "x-dynamo-meta-mm-resume-request-id": name}
+        )
+
+    def others() -> list[Answer]:
+        answers = [_ask(stack, {})]
+        while not ended.is_set():
+            answers.append(_ask(stack, {}))
+        return answers
+
+    with ThreadPoolExecutor(AT_ONCE + 1) as threads:
+        bystander = threads.submit(others)
+        try:
+            answers = []
+            for _ in range(ROUNDS):
+                name = str(uuid4())
+                answers += threads.map(named, range(AT_ONCE))
+        finally:
+            ended.set()
+    for answer in [*answers, *bystander.result()]:
+        assert_exact(answer, expected)
+
+
+def test_a_body_that_is_let_in_passes_every_hop(stack: LocalStack, oracle: Oracle) -> None:
+    """40 MiB are more than Dynamo's default for a message between two processes."""
+    urls = [_heavy(IMAGE, size=10 * 2**20) for _ in range(3)]
+    answer = ask(stack.base_url, MODEL_NAME, urls, QUESTION, MAX_TOKENS)
+    assert 0.85 * BODY_LIMIT < sum(map(len, urls)) < BODY_LIMIT
+    assert_exact(answer, oracle.generate([IMAGE] * 3, QUESTION, MAX_TOKENS))
+
+
+@pytest.mark.parametrize("says_its_size", [True, False], ids=["length", "chunked"])
+def test_a_body_that_is_not_let_in_is_told_the_limit(
+    stack: LocalStack, says_its_size: bool
+) -> None:
+    body = bytes(BODY_LIMIT + 1)
+    answer = httpx.post(
+        f"{stack.base_url}/chat/completions",
+        content=body if says_its_size else _pieces(body),
+        trust_env=False,
+        timeout=SEEN_DEADLINE_S,
+    )
+    assert answer.status_code == 413
+    assert "DYN_HTTP_BODY_LIMIT_MB" in answer.json()["message"]
+
+
+@unary_and_stream
+def test_content_that_would_not_reach_the_model_is_refused(stack: LocalStack, stream: bool) -> None:
+    body = request_body(MODEL_NAME, [data_url(IMAGE)], QUESTION, MAX_TOKENS, stream)
+    sound = {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}}
+    body["messages"][0]["content"].insert(1, sound)
+    answer = httpx.post(f"{stack.base_url}/chat/completions", json=body, trust_env=False)
+    assert answer.status_code == 400
+    assert "messages[0].content[1]: content of type 'input_audio'" in answer.json()["message"]
+
+
 def test_unavailable_says_when_to_come_back(stack: LocalStack) -> None:
     names = ["encode-0", "encode-1"]
     for name in names:
@@ -96,6 +171,26 @@ def test_a_stream_under_way_ends_before_the_frontend(stack: LocalStack) -> None:
         assert answer.read().rstrip().endswith(b"data: [DONE]")
     stack.restart("frontend")
     stack.wait_ready(READY_DEADLINE_S)
+
+
+def _ask(stack: LocalStack, headers: dict[str, str]) -> Answer:
+    url = data_url(IMAGE)
+    return ask(stack.base_url, MODEL_NAME, [url], QUESTION, MAX_TOKENS, headers=headers)
+
+
+def _heavy(image: Image.Image, size: int) -> str:
+    """The picture as a data URL of a PNG with `size` bytes in a chunk that nobody reads."""
+    file = png(image)
+    kind, data = b"tEXt", b"x\0" + b"y" * size
+    chunk = struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+    end_of_header = 8 + 25
+    heavy = file[:end_of_header] + chunk + file[end_of_header:]
+    return f"data:image/png;base64,{base64.b64encode(heavy).decode()}"
+
+
+def _pieces(body: bytes) -> Iterator[bytes]:
+    for start in range(0, len(body), 2**20):
+        yield body[start : start + 2**20]
 
 
 def _post(stack: LocalStack, image_url: str, stream: bool) -> httpx.Response:

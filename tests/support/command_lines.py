@@ -85,7 +85,7 @@ def read(command: Sequence[str], environ: Mapping[str, str]) -> CommandLine:
 
 
 def _frontend(module: str, argv: list[str]) -> CommandLine:
-    _, rest = start_frontend.parse_retry_after(argv)
+    _, rest = start_frontend.parse_options(argv)
     start_frontend.relay_address(rest)
     options = _parsed(rest, FrontendArgGroup())
     return CommandLine(module, Settings(), options, str(options["namespace"]))
@@ -154,7 +154,9 @@ def _environment(environ: Mapping[str, str]) -> Iterator[None]:
 @cache
 def _our_variables() -> frozenset[str]:
     settings = {spec_of(name).env for name in Settings.model_fields}
-    return frozenset({*settings, DEFAULT_TOKENS.env, MODE_ENV, start_frontend.RETRY_AFTER.env})
+    return frozenset(
+        {*settings, DEFAULT_TOKENS.env, MODE_ENV, *(spec.env for spec in start_frontend.OPTIONS)}
+    )
 
 
 @cache

@@ -44,7 +44,8 @@ class FakeContext:
         return asyncio.ensure_future(self.stopped.wait())
 
     def detached(self, name: str) -> FakeContext:
-        child = self.children[name.removeprefix("request-")] = FakeContext()
+        role = name.removeprefix("request-").rpartition("-")[0]
+        child = self.children[role] = FakeContext()
         return child
 
 

@@ -5,10 +5,12 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import aiohttp
 import pytest
@@ -16,13 +18,16 @@ from aiohttp import web
 from yarl import URL
 
 from dynamo.sglang_mm_resume.args import SettingError
-from dynamo.sglang_mm_resume.workers.relay import relay
+from dynamo.sglang_mm_resume.config import MAX_MEDIA_ITEMS
+from dynamo.sglang_mm_resume.workers.relay import Rules, relay
 from dynamo.sglang_mm_resume.workers.role import choose
 from dynamo.sglang_mm_resume.workers.start_frontend import (
+    CHECK_CONTENT,
     RETRY_AFTER,
-    max_body_mib,
-    parse_retry_after,
+    conversations,
+    parse_options,
     relay_address,
+    rules_of,
 )
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -32,6 +37,8 @@ DEADLINE_S = 10.0
 MANY_BYTES = 32 * 2**20
 """Above what the sockets and the relay hold on the way."""
 MAX_BODY_MIB = 40
+RULES = Rules(RETRY_AFTER_S, MAX_BODY_MIB, 3, conversations({}))
+CHAT_PATH = "/v1/chat/completions"
 PIECE = b"x" * 2**16
 
 
@@ -56,7 +63,7 @@ async def relayed(handler: Handler | None) -> AsyncIterator[Front]:
     try:
         async with (
             asyncio.timeout(DEADLINE_S),
-            relay(listener, upstream_url, RETRY_AFTER_S, MAX_BODY_MIB),
+            relay(listener, upstream_url, RULES),
             aiohttp.ClientSession(auto_decompress=False) as client,
         ):
             yield Front(front_url, client)
@@ -263,11 +270,96 @@ async def test_expect_is_answered() -> None:
         assert await answer.text() == "text"
 
 
-def test_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert parse_retry_after(["--http-port", "1"]) == (1, ["--http-port", "1"])
+async def test_a_body_of_unknown_size_is_bounded_too() -> None:
+    """Without `Content-Length`: nobody knows before it has come."""
+    received = 0
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        nonlocal received
+        async for piece in request.content.iter_any():
+            received += len(piece)
+        return web.Response()
+
+    async def body(size: int) -> AsyncIterator[bytes]:
+        for _ in range(size // len(PIECE)):
+            yield PIECE
+        yield b"x" * (size % len(PIECE))
+
+    async with relayed(handler) as front:
+        for path in ("", CHAT_PATH):
+            url, limit = front.url + path, MAX_BODY_MIB * 2**20
+            async with front.client.post(url, data=body(limit + 1)) as answer:
+                assert answer.status == 413
+                assert "DYN_HTTP_BODY_LIMIT_MB" in (await answer.json())["message"]
+            assert received <= limit
+        async with front.client.post(front.url, data=body(limit)) as answer:
+            assert answer.status == 200
+
+
+async def test_a_client_s_request_id_names_nothing_behind_the_relay() -> None:
+    async def handler(request: web.BaseRequest) -> web.Response:
+        found = {k.lower(): v for k, v in request.headers.items()}
+        return web.json_response({k: found.get(k) for k in ("x-dynamo-request-id", "x-request-id")})
+
+    cases = [
+        ({"X-Dynamo-Request-Id": "a"}, "a"),
+        ({"x-dynamo-request-id": "a", "X-Request-Id": "b"}, "b"),
+        ({"X-Request-Id": "b"}, "b"),
+        ({}, None),
+    ]
+    async with relayed(handler) as front:
+        for headers, name in cases:
+            async with front.client.get(front.url, headers=headers) as answer:
+                found = await answer.json()
+                assert found == {"x-dynamo-request-id": None, "x-request-id": name}
+
+
+async def test_what_would_be_left_out_is_refused_and_goes_no_further() -> None:
+    asked: list[bytes] = []
+
+    async def handler(request: web.BaseRequest) -> web.Response:
+        asked.append(await request.read())
+        return web.Response()
+
+    audio = {"type": "input_audio", "input_audio": {"data": "", "format": "wav"}}
+    async with relayed(handler) as front:
+        async with front.client.post(front.url + CHAT_PATH, json=_chat(audio)) as answer:
+            assert answer.status == 400
+            body = await answer.json()
+        assert body["code"] == 400
+        assert "messages[0].content[0]" in body["message"]
+        assert "'input_audio'" in body["message"]
+        async with front.client.post(front.url + "/v1/messages", json=_chat(audio)) as answer:
+            assert answer.status == 400
+            assert "'input_audio'" in (await answer.json())["error"]["message"]
+        assert asked == []
+        # Elsewhere, and what reaches the model, it passes byte by byte.
+        text = _chat({"type": "text", "text": "x" * 2**19})
+        for path, sent in (("/v1/other", _chat(audio)), (CHAT_PATH, text)):
+            async with front.client.post(front.url + path, json=sent) as answer:
+                assert answer.status == 200
+            assert json.loads(asked.pop()) == sent
+
+
+async def test_a_request_without_a_body_passes() -> None:
+    async def handler(request: web.BaseRequest) -> web.Response:
+        return web.Response(text=f"{request.method} {request.body_exists}")
+
+    async with relayed(handler) as front, front.client.post(front.url + CHAT_PATH) as answer:
+        assert await answer.text() == "POST False"
+
+
+def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
+    options, rest = parse_options(["--http-port", "1"])
+    assert vars(options) == {"retry_after": 1, "check_content": True, "max_media_items": 64}
+    assert rest == ["--http-port", "1"]
     monkeypatch.setenv(RETRY_AFTER.env, "3")
-    assert parse_retry_after([]) == (3, [])
-    assert parse_retry_after(["--retry-after=5", "-i"]) == (5, ["-i"])
+    monkeypatch.setenv(CHECK_CONTENT.env, "false")
+    monkeypatch.setenv(MAX_MEDIA_ITEMS.env, "9")
+    options, _ = parse_options([])
+    assert vars(options) == {"retry_after": 3, "check_content": False, "max_media_items": 9}
+    options, rest = parse_options(["--retry-after=5", "--check-content", "-i"])
+    assert (options.retry_after, options.check_content, rest) == (5, True, ["-i"])
 
 
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "soon", "", "86401"])
@@ -275,7 +367,26 @@ def test_a_wrong_retry_after_is_refused(value: str, monkeypatch: pytest.MonkeyPa
     for argv in ([f"--retry-after={value}"], []):
         monkeypatch.setenv(RETRY_AFTER.env, value)
         with pytest.raises(SettingError, match=r"--retry-after.*RETRY_AFTER_S"):
-            parse_retry_after(argv)
+            parse_options(argv)
+
+
+@pytest.mark.parametrize(
+    ("env", "value"), [(CHECK_CONTENT.env, "perhaps"), (MAX_MEDIA_ITEMS.env, "0")]
+)
+def test_a_wrong_option_is_refused(env: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(env, value)
+    with pytest.raises(SettingError, match=env):
+        parse_options([])
+
+
+def test_conversations_are_where_dynamo_serves_them() -> None:
+    moved = conversations({"DYN_HTTP_SVC_CHAT_PATH": "/chat"})
+    assert "/chat" in moved
+    assert CHAT_PATH not in moved
+    unchecked, _ = parse_options(["--no-check-content"])
+    assert rules_of(unchecked).conversations == {}
+    checked, _ = parse_options([])
+    assert CHAT_PATH in rules_of(checked).conversations
 
 
 def test_the_address_is_dynamos(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -318,11 +429,5 @@ async def _read(front: Front) -> bytes:
         return await answer.read()
 
 
-def test_the_limit_of_a_body_is_dynamos(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("DYN_HTTP_BODY_LIMIT_MB", raising=False)
-    assert max_body_mib() == 45
-    monkeypatch.setenv("DYN_HTTP_BODY_LIMIT_MB", "7")
-    assert max_body_mib() == 7
-    monkeypatch.setenv("DYN_HTTP_BODY_LIMIT_MB", "many")
-    with pytest.raises(SettingError, match="DYN_HTTP_BODY_LIMIT_MB: 'many'"):
-        max_body_mib()
+def _chat(part: dict[str, Any]) -> dict[str, Any]:
+    return {"model": "m", "messages": [{"role": "user", "content": [part]}]}

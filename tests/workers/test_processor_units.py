@@ -186,6 +186,15 @@ def test_the_engine_gets_neither_urls_nor_the_conversation_again() -> None:
     }
 
 
+def test_a_client_names_neither_worker_nor_rank() -> None:
+    """Dynamo reads them from headers and `nvext`; an engine would index by a rank."""
+    names = {"backend_instance_id": 7, "prefill_worker_id": 7, "dp_rank": 9, "prefill_dp_rank": 9}
+    kept = {"lora_name": "red", "priority": 3, "cache_salt": "s"}
+    request = {"token_ids": [1], "routing": {**names, **kept}}
+    assert without_media(request)["routing"] == kept
+    assert request["routing"] == {**names, **kept}
+
+
 def test_the_request_itself_is_left_alone() -> None:
     request = {**_request(1, URLS[:1]), "extra_args": {"messages": []}}
     without_media(request)

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """`workers/media.py` and `workers/decoding.py` with videos: from everywhere, within bounds."""
 
+import os
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from PIL import Image
 
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.core.messages import Media
+from dynamo.sglang_mm_resume.video_library import can_decode_videos
 from dynamo.sglang_mm_resume.workers import decoding
 from dynamo.sglang_mm_resume.workers.media import MediaLoader
 from tests.support import videos
@@ -135,14 +139,37 @@ async def test_options_decide_how_many_frames_count(monkeypatch: pytest.MonkeyPa
     await MediaLoader(ThreadPoolExecutor(1), "model", LONG_S).load(_video(VIDEO))
 
 
-async def test_without_a_library_it_is_the_operator_s_fault(
-    loader: MediaLoader, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """SGLang takes decord then, which is not installed."""
-    monkeypatch.setattr("sglang.srt.utils.video_decoder._BACKEND", "decord")
-    refused = await _refused(loader, _video(VIDEO))
-    assert refused.reason is Reason.INTERNAL
-    assert "install" in refused.message
+def test_without_ffmpeg_s_libraries_it_is_refused_by_name(tmp_path: Path) -> None:
+    """Not by a mock: files in front of the real libraries that the dynamic loader cannot load."""
+    for name in ("avutil", "avcodec", "avformat", "avdevice", "avfilter", "swscale", "swresample"):
+        for version in range(100):
+            (tmp_path / f"lib{name}.so.{version}").touch()
+    program = (
+        "import asyncio, sys\n"
+        "from concurrent.futures import ThreadPoolExecutor\n"
+        "from dynamo.sglang_mm_resume.core.messages import Media\n"
+        "from dynamo.sglang_mm_resume.video_library import can_decode_videos\n"
+        "from dynamo.sglang_mm_resume.workers.media import MediaLoader\n"
+        "async def load():\n"
+        "    loader = MediaLoader(ThreadPoolExecutor(1), 'model', 9)\n"
+        "    url = 'data:video/mp4;base64,AAAA'\n"
+        "    try:\n"
+        "        await loader.load(Media(modality='video', url=url))\n"
+        "    except Exception as error:\n"
+        "        print(can_decode_videos(), error.reason, error)\n"
+        "asyncio.run(load())\n"
+    )
+    answer = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    said = answer.stdout.splitlines()[-1]
+    assert said.startswith("False bad_request"), answer.stderr[-2000:]
+    assert "install torchcodec and FFmpeg's libraries (Debian: ffmpeg)" in said
+    assert can_decode_videos() == videos.AVAILABLE
 
 
 def _video(data: bytes) -> Media:

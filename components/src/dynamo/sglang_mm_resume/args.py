@@ -62,9 +62,9 @@ class ResumeArgGroup(ArgGroup):
         """Add the flags of every setting to `parser`."""
         group = parser.add_argument_group("Multimodal resume options")
         for name, field in Settings.model_fields.items():
-            _add_setting(group, name, spec_of(name), field.default)
+            add_setting(group, name, spec_of(name), field.default)
             if name == "default_blocks":
-                _add_setting(group, _DEFAULT_TOKENS_DEST, DEFAULT_TOKENS, Settings().default_tokens)
+                add_setting(group, _DEFAULT_TOKENS_DEST, DEFAULT_TOKENS, Settings().default_tokens)
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -121,9 +121,8 @@ def log_bootstrap_addr_notice() -> None:
         logger.info(notice)
 
 
-def _add_setting(
-    group: argparse._ArgumentGroup, dest: str, spec: SettingSpec, default: Any
-) -> None:
+def add_setting(group: argparse._ArgumentGroup, dest: str, spec: SettingSpec, default: Any) -> None:
+    """One flag for a setting; `dest` is its name among the parsed values."""
     text = f"{spec.text}\nunit: {spec.unit}".replace("%", "%%")
     common: dict[str, Any] = {
         "flag_name": spec.flag,
@@ -137,7 +136,7 @@ def _add_setting(
         add_negatable_bool_argument(group, **common)
     else:
         kind = int if default is None else type(default)
-        add_argument(group, **common, arg_type=partial(_parse, spec, kind), metavar="VALUE")
+        add_argument(group, **common, arg_type=partial(parse_value, spec, kind), metavar="VALUE")
 
 
 def _given(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
@@ -157,7 +156,7 @@ def _given(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     # argparse converts text from the environment for every action but the boolean one.
     for name, field in Settings.model_fields.items():
         if field.annotation is bool and name in given:
-            given[name] = _parse(specs[name], bool, given[name])
+            given[name] = parse_value(specs[name], bool, given[name])
     return given, rest
 
 
@@ -186,7 +185,7 @@ def _with_default_blocks(given: dict[str, Any]) -> dict[str, Any]:
     return rest
 
 
-def _parse(spec: SettingSpec, kind: type, text: str | bool) -> Any:
+def parse_value(spec: SettingSpec, kind: type, text: str | bool) -> Any:
     """Read `text` as a value of type `kind`; raises SettingError where that is not possible."""
     if isinstance(text, bool) or kind is str:
         return text

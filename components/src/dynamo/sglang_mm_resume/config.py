@@ -198,7 +198,7 @@ MAX_REQUESTS = _new(
 MAX_MEDIA_ITEMS = _new(
     "max_media_items",
     "media items",
-    "Media items that one request may have; checked by the processor.",
+    "Media items that one request may have; checked by the frontend and the processor.",
 )
 CHUNK_BLOCKS = _new(
     "chunk_blocks",

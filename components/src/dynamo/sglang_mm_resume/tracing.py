@@ -16,6 +16,7 @@ import itertools
 import logging
 import os
 import re
+import secrets
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager, nullcontext
@@ -82,6 +83,8 @@ class Request:
 _current: ContextVar[Request | None] = ContextVar("request", default=None)
 _spans: "_OpenTelemetry | None" = None
 _calls = itertools.count(1)
+#: Several processors may call one worker for requests of one id: a count alone would repeat.
+_PROCESS: Final = secrets.token_hex(4)
 
 
 def start() -> None:
@@ -103,10 +106,16 @@ def start() -> None:
 # Which request.
 
 
-def serving(handler: Handler, name: str | None = None) -> Handler:
-    """`handler`, whose work is its request's. With `name`, a span lasts as long as its answer."""
+def serving(handler: Handler, name: str | None = None, *, for_clients: bool = False) -> Handler:
+    """`handler`, whose work is its request's. With `name`, a span lasts as long as its answer.
+
+    `for_clients`: Dynamo's frontend calls it. A client's headers `x-dynamo-meta-*` are in the
+    metadata of that call, so nothing there may name the request.
+    """
 
     async def serve(request: Any, context: Any) -> AsyncGenerator[Any, None]:
+        if for_clients:
+            _forget_names(context)
         known = _request_of(context)
         with _part_of(known, name, request_id=known.id) if name else nullcontext(known) as ours:
             _current.set(ours)
@@ -146,7 +155,12 @@ def call_context() -> Any:
     request = _current.get()
     if request is None:
         return None
-    return carrying(request.context.detached(f"{request.id}-{next(_calls)}"))
+    return carrying(request.context.detached(call_id(request.id)))
+
+
+def call_id(request_id: str) -> str:
+    """An id that no other call has, here or elsewhere, and that begins with its request's."""
+    return f"{request_id}-{_PROCESS}{next(_calls)}"
 
 
 def carrying(context: Any) -> Any:
@@ -159,6 +173,12 @@ def carrying(context: Any) -> Any:
     if header is not None:
         context.metadata[PARENT_KEY] = header
     return context
+
+
+def _forget_names(context: CallContext) -> None:
+    for key in (REQUEST_KEY, PARENT_KEY):
+        if key in context.metadata:
+            del context.metadata[key]
 
 
 def _request_of(context: CallContext) -> Request:

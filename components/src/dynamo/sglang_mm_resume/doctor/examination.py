@@ -194,6 +194,7 @@ def _installation(torch: TorchFacts | TorchUnusable) -> list[Result]:
         *found,
         installation.nixl_build(torch.cuda),
         installation.gpu(torch, device_files(), driver),
+        installation.videos(torch),
     ]
 
 

@@ -14,6 +14,8 @@ from typing import Any, Final
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from dynamo.sglang_mm_resume.video_library import can_decode_videos
+
 #: Seconds for importing torch and asking every GPU: torch alone takes ten from a cold disk.
 LIMIT_S: Final = 60.0
 
@@ -28,13 +30,17 @@ class Gpu(BaseModel):
 
 
 class TorchFacts(BaseModel):
-    """`cuda`: the CUDA release that torch was built for; None for a build without it."""
+    """`cuda`: the CUDA release that torch was built for; None for a build without it.
+
+    `videos`: whether compressed videos can be decoded, which is by torch's library too.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     version: str
     cuda: str | None
     gpus: list[Gpu]
+    videos: bool
 
 
 class TorchUnusable(Exception):
@@ -75,7 +81,12 @@ def _ask_torch() -> dict[str, Any]:
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
             gpus.append({"name": properties.name, "memory_mib": properties.total_memory // 2**20})
-    return {"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}
+    return {
+        "version": torch.__version__,
+        "cuda": torch.version.cuda,
+        "gpus": gpus,
+        "videos": can_decode_videos(),
+    }
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from packaging.specifiers import SpecifierSet
 
 from dynamo.sglang_mm_resume.doctor.gpus import TorchFacts
 from dynamo.sglang_mm_resume.doctor.report import Result, fail, ok, skip, warn
+from dynamo.sglang_mm_resume.video_library import INSTALL as INSTALL_VIDEOS
 
 OURS: Final = "dynamo-sglang-mm-resume"
 INSTALL: Final = f'pip install "ai-dynamo[sglang]" {OURS}'
@@ -125,6 +126,13 @@ def gpu(facts: TorchFacts, devices: list[str], driver: str | None) -> Result:
         )
     text = f"{', '.join(devices)} are there, and torch sees no GPU (driver {driver or 'unknown'})"
     return fail("GPU", text, action, **figures)
+
+
+def videos(facts: TorchFacts) -> Result:
+    """Frames of compressed videos; sequences of images need nothing."""
+    if facts.videos:
+        return ok("videos", "compressed videos can be decoded")
+    return warn("videos", "compressed videos are refused: no library decodes them", INSTALL_VIDEOS)
 
 
 def driver_version(path: Path = Path("/proc/driver/nvidia/version")) -> str | None:

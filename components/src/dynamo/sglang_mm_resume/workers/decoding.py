@@ -23,6 +23,7 @@ from sglang.srt.multimodal.processors.qwen_vl import smart_nframes
 from sglang.srt.utils.video_decoder import VideoDecoderWrapper
 
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
+from dynamo.sglang_mm_resume.video_library import INSTALL
 
 #: Pixels of one picture, 4 bytes each: where Pillow begins to suspect a decompression bomb.
 MAX_PIXELS: Final = 89_478_485
@@ -49,7 +50,8 @@ class Unusable(ValueError):
 class Video(VideoDecoderWrapper):
     """SGLang's reader of a video, whose frames are decoded when it asks for them.
 
-    What it cannot decode raises `Unusable`, and `Refused` where the library is missing.
+    What it cannot decode raises `Unusable`, also where the library is missing: a client can send
+    frames instead, and no other status lets it read why.
     """
 
     def __init__(self, data: bytes) -> None:
@@ -218,8 +220,8 @@ def _of_bad_video() -> Iterator[None]:
     try:
         yield
     except ImportError as error:
-        text = "videos cannot be decoded here: install FFmpeg's libraries (Debian: ffmpeg)"
-        raise Refused(Reason.INTERNAL, text) from error
+        text = "compressed videos cannot be decoded by this server: send frames "
+        raise Unusable(f"{text}(data:video/jpeg), or have its operator {INSTALL}") from error
     except (RuntimeError, ValueError, IndexError) as error:
         text = f"the video cannot be decoded ({_last_words(error)}): send MP4, WebM or another "
         raise Unusable(text + "format that FFmpeg knows") from error

@@ -13,6 +13,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any
 
+from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
 from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable, each_beside, merged
@@ -116,7 +117,7 @@ async def _finish(source: AsyncIterator[Chunk], prefill: int) -> None:
 @contextmanager
 def _child(context: Any, name: str) -> Iterator[Any]:
     """A context for one worker: it stops with the request's own, and when the block ends."""
-    child = context.detached(f"{context.id()}-{name}")
+    child = context.detached(tracing.call_id(f"{context.id()}-{name}"))
     ending = asyncio.ensure_future(context.async_killed_or_stopped())
     ending.add_done_callback(lambda _: child.stop_generating())
     try:

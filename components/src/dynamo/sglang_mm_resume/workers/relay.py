@@ -1,9 +1,11 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""An HTTP relay in front of Dynamo's own server, for the one header that Dynamo cannot be told.
+"""An HTTP relay in front of Dynamo's own server, for what Dynamo cannot be told.
 
-Everything else passes as it is, piece by piece: neither a request nor an answer is ever held as a
-whole. HTTP/1.1 without upgrades: WebSockets are not relayed.
+It adds `Retry-After`, refuses what Dynamo would leave out silently (workers/content.py), and keeps
+a client's `x-dynamo-request-id` from naming anything behind it. Everything else passes as it is,
+piece by piece: only conversations are held as a whole, until they are sent on. HTTP/1.1 without
+upgrades: WebSockets are not relayed.
 """
 
 from __future__ import annotations
@@ -11,12 +13,21 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Final
 
 import aiohttp
 from aiohttp import hdrs, web
 from multidict import CIMultiDict
 from yarl import URL
+
+from dynamo.sglang_mm_resume.workers.content import Api
+
+#: Dynamo takes its value for the id of a request on every hop. Two requests of one id at the same
+#: time fail, and the worker that they were for is then avoided for seconds: by everybody.
+DYNAMO_REQUEST_ID: Final = "x-dynamo-request-id"
+#: Its value names a request in Dynamo's log lines and comes back with the answer. Nothing else.
+REQUEST_ID: Final = "x-request-id"
 
 #: Statuses that mean "later": too many requests, unavailable, not taken in time, overloaded.
 RETRY_STATUSES: Final = frozenset({429, 503, 504, 529})
@@ -38,21 +49,35 @@ _HOP_BY_HOP: Final = frozenset(
 # Dynamo's server takes longer lines than aiohttp's 8 kB; cookies and traces can be long.
 _MAX_HEADER_BYTES: Final = 256 * 1024
 _BACKLOG: Final = 1024
+_PIECE_BYTES: Final = 2**18
 # Answers are finished with Dynamo; this is for what slow clients have not read by then.
 _LAST_BYTES_S: Final = 5.0
 _NO_TIMEOUT: Final = aiohttp.ClientTimeout(total=None, connect=None, sock_connect=None)
 
 
-@asynccontextmanager
-async def relay(
-    listener: socket.socket, upstream: str, retry_after_s: int, max_body_mib: int
-) -> AsyncIterator[None]:
-    """Serve on the bound socket `listener`, which is closed at the end, from the URL `upstream`.
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """What the relay adds and refuses.
 
-    Answers that mean "later" and do not say when get `Retry-After: retry_after_s`, in seconds.
-    `max_body_mib` is what the server behind takes: it would close the connection in the middle of
-    a larger body, and its refusal would be lost with it.
+    `retry_after_s`: for answers that mean "later" and do not say when. `max_body_mib`: what the
+    server behind takes; it would close the connection in the middle of a larger body, and its
+    refusal would be lost with it. `conversations`: the endpoints whose bodies are looked into, by
+    their paths.
     """
+
+    retry_after_s: int
+    max_body_mib: int
+    max_media_items: int = 0
+    conversations: Mapping[str, Api] = field(default_factory=dict)
+
+
+class _TooLarge(Exception):
+    """A body exceeds the limit."""
+
+
+@asynccontextmanager
+async def relay(listener: socket.socket, upstream: str, rules: Rules) -> AsyncIterator[None]:
+    """Serve on the bound socket `listener`, which is closed at the end, from the URL `upstream`."""
     async with aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
         timeout=_NO_TIMEOUT,
@@ -62,7 +87,7 @@ async def relay(
         max_line_size=_MAX_HEADER_BYTES,
         max_field_size=_MAX_HEADER_BYTES,
     ) as session:
-        handler = _Handler(session, upstream, retry_after_s, max_body_mib)
+        handler = _Handler(session, upstream, rules)
         app = web.Application()
         app.router.add_route("*", "/{path:.*}", handler.handle)
         app.on_response_prepare.append(_without_server_name)
@@ -84,33 +109,55 @@ async def relay(
 
 
 class _Handler:
-    def __init__(
-        self,
-        session: aiohttp.ClientSession,
-        upstream: str,
-        retry_after_s: int,
-        max_body_mib: int,
-    ) -> None:
+    def __init__(self, session: aiohttp.ClientSession, upstream: str, rules: Rules) -> None:
         self._session = session
-        self._max_body_mib = max_body_mib
+        self._rules = rules
+        self._max_body_bytes = rules.max_body_mib * 2**20
         self._upstream = upstream
-        self._retry_after = str(retry_after_s)
+        self._retry_after = str(rules.retry_after_s)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
-        if (request.content_length or 0) > self._max_body_mib * 2**20:
+        if (request.content_length or 0) > self._max_body_bytes:
             return self._too_large()
+        headers = _inward(request.headers)
+        body: AsyncIterator[bytes | memoryview] | None = None
+        if request.body_exists:
+            body = self._bounded(request.content)
+        api = self._rules.conversations.get(request.path)
         try:
+            if api is not None and body is not None:
+                held = bytearray()
+                async for piece in body:
+                    held += piece
+                complaint = api.complaint(held, self._rules.max_media_items)
+                if complaint is not None:
+                    return web.json_response(api.refusal(complaint), status=400)
+                headers[hdrs.CONTENT_LENGTH] = str(len(held))
+                body = _in_pieces(held)
             answer = await self._session.request(
                 request.method,
                 URL(self._upstream + request.raw_path, encoded=True),
-                headers=_end_to_end(request.headers),
-                data=request.content if request.body_exists else None,
+                headers=headers,
+                data=body,
                 allow_redirects=False,
             )
-        except aiohttp.ClientConnectionError:
+        except _TooLarge:
+            return self._too_large()
+        except aiohttp.ClientConnectionError as error:
+            if isinstance(error.__cause__, _TooLarge):
+                return self._too_large()
             return self._unavailable()
         async with answer:
             return await self._pass_back(request, answer)
+
+    async def _bounded(self, content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
+        """The pieces of a body that may not say its size. Raises `_TooLarge`."""
+        size = 0
+        async for piece in content.iter_any():
+            size += len(piece)
+            if size > self._max_body_bytes:
+                raise _TooLarge
+            yield piece
 
     async def _pass_back(
         self, request: web.Request, answer: aiohttp.ClientResponse
@@ -134,8 +181,8 @@ class _Handler:
     def _too_large(self) -> web.Response:
         """What is left of the body is read and thrown away, so that the client reads this."""
         body = {
-            "message": f"The request body exceeds the limit of {self._max_body_mib} MB "
-            "(DYN_HTTP_BODY_LIMIT_MB): send fewer or smaller pictures, or their URLs",
+            "message": f"The request body exceeds the limit of {self._rules.max_body_mib} MB "
+            "(DYN_HTTP_BODY_LIMIT_MB): send fewer or smaller images, or their URLs",
             "type": "Payload Too Large",
             "code": 413,
         }
@@ -149,6 +196,21 @@ class _Handler:
             "code": 503,
         }
         return web.json_response(body, status=503, headers={hdrs.RETRY_AFTER: self._retry_after})
+
+
+async def _in_pieces(body: bytearray) -> AsyncIterator[memoryview]:
+    whole = memoryview(body)
+    for start in range(0, len(whole), _PIECE_BYTES):
+        yield whole[start : start + _PIECE_BYTES]
+
+
+def _inward(headers: Mapping[str, str]) -> CIMultiDict[str]:
+    """The headers for Dynamo. What a client calls its request stays a name for log lines."""
+    kept = _end_to_end(headers)
+    named = kept.popall(DYNAMO_REQUEST_ID, [])
+    if named:
+        kept.setdefault(REQUEST_ID, named[0])
+    return kept
 
 
 def _end_to_end(headers: Mapping[str, str]) -> CIMultiDict[str]:

@@ -34,6 +34,18 @@ LOCAL_MEDIA_KEY: Final = "mm_resume_local"
 HASHES_KEY: Final = "mm_resume_hashes"
 #: Where a request for several choices names, for the prefill worker, a room for each further one.
 ROOMS_KEY: Final = "mm_resume_rooms"
+#: Keys of `routing` with which a client can name a worker or a rank (headers, `nvext`).
+_NAMES_A_WORKER: Final = frozenset(
+    {
+        "backend_instance_id",
+        "prefill_worker_id",
+        "decode_worker_id",
+        "allowed_worker_ids",
+        "routing_constraints",
+        "dp_rank",
+        "prefill_dp_rank",
+    }
+)
 #: A white square of 56 px, PNG: the smallest picture that image processors do not enlarge.
 WHITE_SQUARE = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAADgAAAA4CAAAAACN7WTCAAAAJUlEQVR42u3LMREAAAgE"
@@ -134,9 +146,14 @@ def names_of(media: Sequence[Media]) -> list[str]:
 
 
 def without_media(request: dict[str, Any]) -> dict[str, Any]:
-    """The request for the engine: no URLs, and no second copy of the conversation."""
+    """The request for the engine: no URLs, and no second copy of the conversation. No names of
+    workers and ranks either: a client may have written them, and they are chosen here.
+    """
     dropped = ("multi_modal_data", "multi_modal_uuids", "mm_routing_info")
     forwarded = {key: value for key, value in request.items() if key not in dropped}
+    if forwarded.get("routing"):
+        routing = forwarded["routing"].items()
+        forwarded["routing"] = {key: value for key, value in routing if key not in _NAMES_A_WORKER}
     extra = {
         k: v
         for k, v in (request.get("extra_args") or {}).items()

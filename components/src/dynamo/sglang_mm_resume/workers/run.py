@@ -17,6 +17,7 @@ from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.args import log_bootstrap_addr_notice, parse_settings, print_help
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.workers.lifecycle import WorkerLost
+from dynamo.sglang_mm_resume.workers.limits import raise_message_limit
 
 Worker = Callable[[Settings, list[str]], Awaitable[None]]
 
@@ -34,6 +35,7 @@ def run(prog: str, worker: Worker, upstream_help: Callable[[], object]) -> None:
         return
     settings, rest = parse_settings(argv)
     _require_local_model(rest)
+    raise_message_limit()
     # Dynamo's and SGLang's parsers print hundreds of lines of usage in front of what is wrong.
     argparse.ArgumentParser.error = _one_line  # type: ignore[assignment]
     configure_dynamo_logging()

@@ -20,6 +20,7 @@ from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.writer import Writer
+from dynamo.sglang_mm_resume.video_library import INSTALL, can_decode_videos
 from dynamo.sglang_mm_resume.workers.encode import EncodeHandler, Receivers
 from dynamo.sglang_mm_resume.workers.families import require_served_by
 from dynamo.sglang_mm_resume.workers.lifecycle import (
@@ -70,6 +71,8 @@ async def _serve(
     encoder: VisionEncoder,
 ) -> None:
     server_args = config.use_resolved_server_args(encoder.server_args)
+    if not can_decode_videos():
+        logger.warning("compressed videos are refused: %s", INSTALL)
     prefix = f"{config.dynamo_args.namespace}.{COMPONENT}"
     generate = runtime.endpoint(f"{prefix}.generate")
     control = runtime.endpoint(f"{prefix}.mm_transfer")

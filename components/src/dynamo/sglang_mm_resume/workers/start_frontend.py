@@ -14,18 +14,19 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
 from typing import Any, Final, NoReturn
 
 import uvloop
-from dynamo.common.configuration.utils import add_argument
 from dynamo.frontend.frontend_args import FrontendArgGroup
 from dynamo.frontend.main import main as dynamo_main
 
-from dynamo.sglang_mm_resume.args import SettingError
-from dynamo.sglang_mm_resume.config import SettingSpec
-from dynamo.sglang_mm_resume.workers.relay import relay
+from dynamo.sglang_mm_resume.args import SettingError, add_setting, parse_value
+from dynamo.sglang_mm_resume.config import MAX_MEDIA_ITEMS, Settings, SettingSpec
+from dynamo.sglang_mm_resume.workers.content import CHAT, MESSAGES, RESPONSES, Api
+from dynamo.sglang_mm_resume.workers.limits import max_body_mib, raise_message_limit
+from dynamo.sglang_mm_resume.workers.relay import Rules, relay
 
 PROG: Final = "python -m dynamo.sglang_mm_resume.frontend"
 
@@ -33,19 +34,31 @@ RETRY_AFTER: Final = SettingSpec(
     "--retry-after",
     "DYN_SGL_MM_RESUME_RETRY_AFTER_S",
     "seconds",
-    "Value of the header Retry-After on answers with status 429, 503 or 529 that have none.",
+    "Value of the header Retry-After on answers with status 429, 503, 504 or 529 that have none.",
     maximum=86_400,
 )
 DEFAULT_RETRY_AFTER_S: Final = 1
+CHECK_CONTENT: Final = SettingSpec(
+    "--check-content",
+    "DYN_SGL_MM_RESUME_CHECK_CONTENT",
+    "yes or no",
+    "Refuse content that Dynamo's frontend would leave out without a word, and requests with too "
+    "many media items. Without it, for models of other components whose workers take such content.",
+)
+#: Of the flags, those that are not Dynamo's.
+OPTIONS: Final = (RETRY_AFTER, CHECK_CONTENT, MAX_MEDIA_ITEMS)
 
 # How long Dynamo holds back the status of a streamed answer, as its first event may be an error.
 # Off by default there. No token is later for it; longer than any wait for a peer or for blocks.
 _PEEK_ENV: Final = "DYN_HTTP_PRE_COMMIT_ERROR_PEEK_MS"
 _PEEK_MS: Final = "60000"
 
-# Dynamo's, with Dynamo's default.
-_BODY_LIMIT_ENV: Final = "DYN_HTTP_BODY_LIMIT_MB"
-_BODY_LIMIT_MIB: Final = "45"
+#: Where Dynamo serves what takes conversations, unless its variables say otherwise. The last two
+#: also count tokens, below their own paths.
+_CHAT_PATH: Final = ("DYN_HTTP_SVC_CHAT_PATH", "/v1/chat/completions")
+_RESPONSES_PATH: Final = ("DYN_HTTP_SVC_RESPONSES_PATH", "/v1/responses")
+_ANTHROPIC_PATH: Final = ("DYN_HTTP_SVC_ANTHROPIC_PATH", "/v1/messages")
+PATH_ENVS: Final = (_CHAT_PATH[0], _RESPONSES_PATH[0], _ANTHROPIC_PATH[0])
 
 _LOOPBACK: Final = "127.0.0.1"
 _USE_DYNAMO_S: Final = "use python -m dynamo.frontend"
@@ -64,10 +77,11 @@ def run() -> None:
     if "-h" in argv or "--help" in argv:
         print_help()
         return
+    raise_message_limit()
     try:
-        retry_after_s, rest = parse_retry_after(argv)
+        options, rest = parse_options(argv)
         host, port = relay_address(rest)
-        limit_mib = max_body_mib()
+        rules = rules_of(options)
         listener = _listener(host, port)
     except SettingError as error:
         _refuse(str(error))
@@ -76,35 +90,64 @@ def run() -> None:
         # The last one counts.
         sys.argv[1:] = [*rest, "--http-host", _LOOPBACK, "--http-port", str(own_port)]
         upstream = f"http://{_LOOPBACK}:{own_port}"
-        with _in_thread(relay(listener, upstream, retry_after_s, limit_mib)):
+        with _in_thread(relay(listener, upstream, rules)):
             dynamo_main()
 
 
-def max_body_mib() -> int:
-    """The largest request body that Dynamo's server takes. Raises SettingError."""
-    text = os.environ.get(_BODY_LIMIT_ENV, _BODY_LIMIT_MIB)
-    if not text.isdecimal():
-        raise SettingError(f"{_BODY_LIMIT_ENV}: {text!r} is not a whole number of MiB")
-    return int(text)
+def rules_of(options: argparse.Namespace) -> Rules:
+    """What the relay has to know. Raises SettingError for limits that contradict each other."""
+    return Rules(
+        options.retry_after,
+        max_body_mib(),
+        options.max_media_items,
+        conversations() if options.check_content else {},
+    )
+
+
+def conversations(environ: Mapping[str, str] = os.environ) -> dict[str, Api]:
+    """The paths of Dynamo's endpoints that take conversations."""
+    chat, responses, anthropic = (
+        environ.get(env) or default
+        for env, default in (_CHAT_PATH, _RESPONSES_PATH, _ANTHROPIC_PATH)
+    )
+    return {
+        chat: CHAT,
+        responses: RESPONSES,
+        f"{responses}/input_tokens": RESPONSES,
+        anthropic: MESSAGES,
+        f"{anthropic}/count_tokens": MESSAGES,
+    }
 
 
 def print_help() -> None:
-    """Print our option on stdout, then Dynamo's."""
+    """Print our options on stdout, then Dynamo's."""
     print(f"usage: {PROG} [options]\n")
     print(_build_parser().format_help(), flush=True)
     _dynamo_parser().print_help()
 
 
-def parse_retry_after(argv: Sequence[str]) -> tuple[int, list[str]]:
-    """Seconds for `Retry-After`, and the arguments that are Dynamo's.
+def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Our options, and the arguments that are Dynamo's.
 
-    Raises SettingError for a value that is no positive whole number.
+    `retry_after` (seconds), `check_content`, `max_media_items`. Raises SettingError for an illegal
+    value.
     """
     try:
-        given, rest = _build_parser().parse_known_args(argv)
+        options, rest = _build_parser().parse_known_args(argv)
     except argparse.ArgumentError as error:
-        raise SettingError(f"{RETRY_AFTER.label}: {error.message}") from None
-    return given.retry_after, rest
+        flags = (error.argument_name or "").split("/")
+        label = next((spec.label for spec in OPTIONS if spec.flag in flags), error.argument_name)
+        raise SettingError(f"{label}: {error.message}") from None
+    # argparse converts text from the environment for every action but the boolean one.
+    options.check_content = parse_value(CHECK_CONTENT, bool, options.check_content)
+    for spec, value in (
+        (RETRY_AFTER, options.retry_after),
+        (MAX_MEDIA_ITEMS, options.max_media_items),
+    ):
+        complaint = spec.complaint(value)
+        if complaint is not None:
+            raise SettingError(f"{spec.label}: {complaint}")
+    return options, rest
 
 
 def relay_address(argv: Sequence[str]) -> tuple[str, int]:
@@ -127,16 +170,10 @@ def _build_parser() -> argparse.ArgumentParser:
         usage=argparse.SUPPRESS,
         formatter_class=argparse.RawTextHelpFormatter,
     )
-    add_argument(
-        parser.add_argument_group("Relay options"),
-        flag_name=RETRY_AFTER.flag,
-        env_var=RETRY_AFTER.env,
-        default=DEFAULT_RETRY_AFTER_S,
-        help=f"{RETRY_AFTER.text}\nunit: {RETRY_AFTER.unit}",
-        arg_type=_seconds,
-        env_value_type=str,
-        metavar="VALUE",
-    )
+    group = parser.add_argument_group("Relay options")
+    add_setting(group, "retry_after", RETRY_AFTER, DEFAULT_RETRY_AFTER_S)
+    add_setting(group, "check_content", CHECK_CONTENT, True)
+    add_setting(group, "max_media_items", MAX_MEDIA_ITEMS, Settings().max_media_items)
     return parser
 
 
@@ -150,19 +187,6 @@ def _dynamo_parser() -> argparse.ArgumentParser:
     )
     FrontendArgGroup().add_arguments(parser)
     return parser
-
-
-def _seconds(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        raise SettingError(
-            f"{RETRY_AFTER.label}: {text!r} is not a whole number of {RETRY_AFTER.unit}"
-        ) from None
-    complaint = RETRY_AFTER.complaint(value)
-    if complaint is not None:
-        raise SettingError(f"{RETRY_AFTER.label}: {complaint}")
-    return value
 
 
 def _listener(host: str, port: int) -> socket.socket:

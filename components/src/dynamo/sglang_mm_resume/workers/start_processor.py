@@ -209,7 +209,7 @@ async def worker(settings: Settings, rest: list[str]) -> None:
     try:
         served = (
             generate.serve_endpoint(
-                tracing.serving(processor.generate, "request"),
+                tracing.serving(processor.generate, "request", for_clients=True),
                 graceful_shutdown=True,
                 metrics_labels=labels,
             ),
