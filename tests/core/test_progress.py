@@ -30,6 +30,7 @@ def granted(receiver: Receiver, now: float) -> Grant:
     """A transfer's default grant."""
     effects = receiver.reserve(Reserve(transfer_id=NAME, writer_instance_id=7), now)
     (grant,) = [effect.grant for effect in effects if isinstance(effect, GrantMade)]
+    receiver.answered(NAME)
     return grant
 
 

@@ -53,7 +53,16 @@ def a_receiver(num_blocks: int = 4, default_blocks: int = 2, **limits: Any) -> R
 
 
 def reserve(receiver: Receiver, name: str = A, now: float = START) -> list[Effect]:
-    return receiver.reserve(Reserve(transfer_id=name, writer_instance_id=7), now)
+    message = Reserve(transfer_id=name, writer_instance_id=7)
+    return heard(receiver, receiver.reserve(message, now))
+
+
+def heard(receiver: Receiver, effects: list[Effect]) -> list[Effect]:
+    """Whoever asked hears of its grant."""
+    for effect in effects:
+        if isinstance(effect, GrantMade):
+            receiver.answered(effect.transfer_id)
+    return effects
 
 
 def grant_of(effects: list[Effect], name: str = A) -> Grant:
@@ -79,7 +88,7 @@ def fill(receiver: Receiver, grant: Grant, total: int, copy: bool = True) -> lis
         effects = receiver.landed(notice_of(grant, chunk, total), START)
         assert effects == [CopyOut(grant.transfer_id, chunk, total)]
     for chunk in chunks_of(grant, total) if copy else []:
-        effects = receiver.copied(grant.transfer_id, chunk, START)
+        effects = heard(receiver, receiver.copied(grant.transfer_id, chunk, START))
     return effects
 
 
@@ -118,7 +127,7 @@ def test_a_grant_says_how_long_it_was_waited_for_and_the_last_how_many_there_wer
     assert reserve(receiver, B, START - 3) == []
     assert fill(receiver, first, 12) == [GrantMade(B, ANY, waited_s=3.0)]
     assert receiver.resume(A, 8, 12, START - 1) == []
-    ended, resumed = receiver.abort(B, True, ABORTED, START)
+    ended, resumed = heard(receiver, receiver.abort(B, True, ABORTED, START))
     assert (ended, resumed) == (Ended(B, ABORTED), GrantMade(A, ANY, waited_s=1.0))
     assert fill(receiver, grant_of([resumed]), 12) == [Completed(A, total_tokens=12, rounds=2)]
 
@@ -151,7 +160,7 @@ def test_a_try_grant_gives_blocks_at_once_or_none() -> None:
     assert receiver.try_grant(A, 12, START) is None, "everything is granted"
     reserve(receiver, B)
     assert receiver.live[B] is Receiving.WAITING
-    receiver.abort(A, True, ABORTED, START)
+    heard(receiver, receiver.abort(A, True, ABORTED, START))
     assert receiver.live[B] is Receiving.RECEIVING
 
 
@@ -369,6 +378,70 @@ def test_a_notice_after_the_end_is_late(writer_closed: bool) -> None:
     assert receiver.oddities == {Oddity.LATE: 1}
 
 
+# Askers that are gone (R6).
+
+
+def resuming(receiver: Receiver) -> Grant:
+    """`A` waits for more blocks while its writer may fill those of the grant."""
+    grant = grant_of(reserve(receiver))
+    assert receiver.resume(A, grant.end_token, 12, START) == []
+    assert receiver.live == {A: Receiving.RESUMING}
+    return grant
+
+
+def test_what_a_writer_may_fill_is_quarantined_when_the_asker_of_a_resume_is_gone() -> None:
+    receiver = a_receiver()
+    grant = resuming(receiver)
+    assert receiver.asker_gone(A, ABORTED, START) == [Ended(A, ABORTED), AskWriter(A, 7)]
+    assert receiver.live == {A: Receiving.QUARANTINED}
+    assert receiver.pool.stats().quarantined == 2
+    other = grant_of(reserve(receiver, B), B)
+    assert set(other.blocks).isdisjoint(grant.blocks)
+
+
+def test_a_grant_that_nobody_has_heard_of_is_free_when_its_asker_is_gone() -> None:
+    receiver = a_receiver()
+    receiver.reserve(Reserve(transfer_id=A, writer_instance_id=7), START)
+    assert receiver.live == {A: Receiving.GRANTED}
+    assert receiver.writing == {}, "no writer knows of it"
+    assert receiver.asker_gone(A, ABORTED, START) == [Ended(A, ABORTED)]
+    assert (receiver.live, receiver.pool.stats().free) == ({}, 4)
+
+
+def test_a_place_in_the_queue_is_free_when_its_asker_is_gone() -> None:
+    receiver = a_receiver(num_blocks=2)
+    reserve(receiver)
+    reserve(receiver, B)
+    assert receiver.asker_gone(B, ABORTED, START) == [Ended(B, ABORTED)]
+    assert receiver.num_waiting == 0
+
+
+def test_an_asker_that_is_gone_frees_nothing_of_what_was_given_up_before() -> None:
+    """The deadline of a resume passes, and its call is stopped in the same moment."""
+    receiver = a_receiver()
+    resuming(receiver)
+    receiver.tick(START + 30)
+    assert receiver.asker_gone(A, ABORTED, START + 30) == []
+    assert receiver.pool.stats().quarantined == 2
+    with pytest.raises(Refused):
+        receiver.answered(A)
+
+
+def test_an_asker_that_has_its_answer_cannot_be_gone() -> None:
+    receiver = a_receiver()
+    reserve(receiver)
+    assert receiver.asker_gone(A, ABORTED, START) == []
+    assert receiver.live == {A: Receiving.RECEIVING}
+
+
+def test_a_notice_of_a_grant_that_no_writer_knows_is_stale() -> None:
+    receiver = a_receiver()
+    effects = receiver.reserve(Reserve(transfer_id=A, writer_instance_id=7), START)
+    grant = grant_of(effects)
+    assert receiver.landed(notice_of(grant, chunks_of(grant, 7)[0], 7), START) == []
+    assert receiver.oddities == {Oddity.STALE: 1}
+
+
 # Endings (R6).
 
 
@@ -402,7 +475,7 @@ def test_a_transfer_that_is_granted_by_another_one_s_timeout_lives_on() -> None:
     effects = receiver.tick(START + 30)
     assert len(grant_of(effects, B).blocks) == 1, "what is not in quarantine"
     assert [e.transfer_id for e in effects if isinstance(e, Ended)] == [A]
-    assert receiver.live == {A: Receiving.QUARANTINED, B: Receiving.RECEIVING}
+    assert receiver.live == {A: Receiving.QUARANTINED, B: Receiving.GRANTED}
 
 
 def test_an_abort_of_a_closed_writer_frees_at_once() -> None:

@@ -18,7 +18,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.core.messages import ChunkNotice
 from dynamo.sglang_mm_resume.core.transitions import Receiving
-from tests.core.world import TIMEOUT_S, Item, World
+from tests.core.world import SETTLE_S, TIMEOUT_S, Item, World
 
 REPEATABLE = "CI" in os.environ
 picks = st.integers(0, 60)
@@ -191,6 +191,21 @@ class Transfers(RuleBasedStateMachine):
     @rule(pick=picks)
     def processor_dies(self, pick: int) -> None:
         self.world.lose_processor(one_of(self.world.cared_for(), pick))
+
+    @possible("can_lose_asker")
+    @rule(pick=picks)
+    def waiting_call_is_stopped(self, pick: int) -> None:
+        self.world.lose_asker(one_of(self.world.can_lose_asker(), pick))
+
+    @possible("can_miss_asker")
+    @rule(pick=picks)
+    def stopped_call_is_noticed(self, pick: int) -> None:
+        self.world.miss_asker(one_of(self.world.can_miss_asker(), pick))
+
+    @possible("can_hear")
+    @rule(pick=picks)
+    def grant_is_heard_of(self, pick: int) -> None:
+        self.world.hear_grant(one_of(self.world.can_hear(), pick))
 
     @rule()
     def abort_overtakes_its_reserve(self) -> None:
@@ -372,6 +387,36 @@ def test_beyond_a_limit_a_transfer_is_refused_and_all_others_complete(
     assert world.pool.stats().free == world.pool.num_blocks
 
 
+@settings(max_examples=200, deadline=None, derandomize=REPEATABLE, print_blob=True)
+@given(
+    world=worlds,
+    lengths=st.lists(st.integers(2, 40), min_size=2, max_size=4),
+    choices=st.randoms(use_true_random=False),
+)
+def test_a_writer_that_goes_on_after_its_resume_was_stopped_overwrites_nobody(
+    world: World, lengths: list[int], choices: Random
+) -> None:
+    """R6: the call is stopped while the writer may still fill what it was granted before; it is the
+    last to hear of it. `World` compares every row that is copied out, and whose block was written.
+    """
+    items = [world.reserve(length, 0, 0.0) for length in lengths]
+    while not (resuming := [i for i in world.in_state(Receiving.RESUMING) if not i.asker_lost]):
+        assume(world.progress(choices.randrange(1000)))
+        world.check()
+    struck = one_of(resuming, choices.randrange(4))
+    world.lose_asker(struck)
+    world.miss_asker(struck)
+    world.check()
+    assert struck.asked, "its writer is asked to close"
+    world.lose_question(struck)  # and does not hear of it before it has written all it can
+    run(world, choices, 20_000)
+    world.advance(SETTLE_S)
+    world.tick()
+    run(world, choices, 20_000)
+    assert all(item.completed for item in items if item is not struck)
+    assert world.pool.stats().free == world.pool.num_blocks
+
+
 Fault = tuple[str, Callable[[World, Item], None]]
 
 
@@ -384,6 +429,7 @@ def close_and_abort(world: World, item: Item) -> None:
 HEARD: dict[str, Fault] = {
     "client_hangs_up": ("cared_for", lambda w, i: w.abort(i, writer_closed=False)),
     "client_hangs_up_and_writer_closes": ("cared_for", close_and_abort),
+    "waiting_call_is_stopped": ("can_lose_asker", lambda w, i: w.lose_asker(i)),
     "write_fails": ("can_fail_write", lambda w, i: w.fail_write(i)),
     "copy_fails": ("can_copy", lambda w, i: w.fail_copy(i, 0)),
     "rows_are_corrupt": ("can_land", lambda w, i: w.land(i, 1, spoilt=True)),

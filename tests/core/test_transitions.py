@@ -99,7 +99,31 @@ def test_no_way_leads_from_quarantine_but_settling() -> None:
     assert rows == {ReceivingEvent.SETTLE: Receiving.CLOSED}
 
 
-@pytest.mark.parametrize("state", [Receiving.RECEIVING, Receiving.RESUMING])
+def test_blocks_whose_writer_goes_on_when_the_asker_is_gone_are_quarantined() -> None:
+    """R6: only a resume waits while its writer fills what it was granted before."""
+    rows = {
+        state: after
+        for (state, event), after in RECEIVING.items()
+        if event is ReceivingEvent.ASKER_GONE
+    }
+    assert rows == {
+        Receiving.WAITING: Receiving.CLOSED,
+        Receiving.GRANTED: Receiving.CLOSED,
+        Receiving.RESUMING: Receiving.QUARANTINED,
+    }
+
+
+def test_no_writer_uses_a_grant_before_its_asker_has_it() -> None:
+    ways = {
+        (before, event)
+        for (before, event), after in RECEIVING.items()
+        if after is Receiving.RECEIVING and event is not ReceivingEvent.GRANT
+    }
+    assert ways == {(Receiving.GRANTED, ReceivingEvent.ANSWER)}
+    assert RECEIVING[Receiving.WAITING, ReceivingEvent.GRANT] is Receiving.GRANTED
+
+
+@pytest.mark.parametrize("state", [Receiving.GRANTED, Receiving.RECEIVING, Receiving.RESUMING])
 def test_states_that_hold_blocks_can_be_quarantined(state: Receiving) -> None:
     assert RECEIVING[state, ReceivingEvent.QUARANTINE] is Receiving.QUARANTINED
 

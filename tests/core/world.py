@@ -86,6 +86,8 @@ class Item:
     dead: bool = False
     paused: bool = False  # stopped where it is; time passes for its grants all the same
     # On the receiver's driver.
+    granted: Grant | None = None  # made for whoever asked, who has not heard of it yet
+    asker_lost: bool = False  # the call that waits for a grant was stopped; the core hears of it
     copies: list[CopyOut] = field(default_factory=list)
     copied_out: set[tuple[int, int]] = field(default_factory=set)
     assembled: dict[int, tuple[str, int]] = field(default_factory=dict)
@@ -287,6 +289,7 @@ class World:
         assert item.write
         for _ in range(min(num_tokens, len(item.write.cells))):
             row, token = item.write.cells.popleft()
+            assert self.owner_of(row) == item.transfer_id, "R6: written into another's block"
             self.memory[row] = SPOILT if spoilt else (item.transfer_id, token)
         if not item.write.cells and not item.dead and item.sender:
             self.network.append(item.sender.notice(item.write.chunk))
@@ -444,6 +447,29 @@ class World:
         """It is gone without a word: nobody reads the writer's answers or passes grants on."""
         item.cares = False
 
+    def can_lose_asker(self) -> list[Item]:
+        """Those for which a call to the receiver waits: a reserve, or a resume."""
+        return [
+            self.items[name]
+            for name, state in self.receiver.live.items()
+            if state in (Receiving.WAITING, Receiving.GRANTED, Receiving.RESUMING)
+            and not self.items[name].asker_lost
+        ]
+
+    def lose_asker(self, item: Item) -> None:
+        """The processor died, and its call is stopped; its writer may go on as if nothing was."""
+        item.cares, item.asker_lost = False, True
+
+    def can_miss_asker(self) -> list[Item]:
+        return [item for item in self.items.values() if item.asker_lost and item.ended is None]
+
+    def miss_asker(self, item: Item) -> None:
+        """The receiver's driver comes to the call that was stopped."""
+        item.granted = None
+        error = TransferFailed("its request was cancelled")
+        self.carry_out(item, lambda: self.receiver.asker_gone(item.transfer_id, error, self.now))
+        assert item.ended is error, "R16: whoever asked is gone, and its transfer goes on"
+
     def shut_down(self) -> None:
         """The receiver gives up all that it has (the grace period is over)."""
         for name in self.receiver.live:
@@ -540,7 +566,9 @@ class World:
             match effect:
                 case GrantMade(_, grant, waited_s):
                     assert waited_s >= 0
-                    self.processor_granted(item, grant)
+                    item.granted = grant
+                    if item.asker_lost:
+                        self.miss_asker(item)
                 case CopyOut(_, chunk, total_tokens):
                     key = (chunk.generation, chunk.index)
                     assert total_tokens == item.total_tokens
@@ -554,6 +582,7 @@ class World:
                 case Ended(_, error):
                     assert item.ended is None, "ended twice"
                     item.ended = error
+                    item.granted = None
                     if item.handshake.state in (Shaking.RESERVING, Shaking.RESUMING):
                         item.cares = False  # others hear of it when they ask next
                 case AskWriter():
@@ -592,10 +621,18 @@ class World:
         if not self.pool.stats().quarantined:
             assert len(grant.blocks) == head[3], "R5: a part of a wish was granted"
 
-    def processor_granted(self, item: Item, grant: Grant) -> None:
-        if not item.cares:  # whoever asked is gone, and no writer knows of these blocks
-            self.end(item, TransferFailed("nobody waits for its grant"), writer_closed=True)
-        elif item.handshake.state is Shaking.RESERVING:
+    def can_hear(self) -> list[Item]:
+        """Those with a grant that whoever asked for it has not heard of."""
+        return [i for i in self.items.values() if i.granted is not None and not i.asker_lost]
+
+    def hear_grant(self, item: Item) -> None:
+        """The answer leaves the receiver and is the processor's, if that still cares."""
+        grant, item.granted = item.granted, None
+        assert grant is not None
+        self.receiver.answered(item.transfer_id)
+        if not item.cares:
+            return
+        if item.handshake.state is Shaking.RESERVING:
             assert item.handshake.granted(grant) == []
             item.encode = grant
         else:
@@ -647,6 +684,11 @@ class World:
     def in_state(self, state: Receiving) -> list[Item]:
         return [self.items[name] for name, found in self.receiver.live.items() if found is state]
 
+    def owner_of(self, row: int) -> str | None:
+        """Whose block a row of memory lies in, quarantined or not."""
+        block = row // self.pool.block_size
+        return next((x.owner for x in self.pool.leases() if block in x.blocks), None)
+
     def snapshot(self) -> object:
         return (
             self.receiver.live,
@@ -685,6 +727,8 @@ class World:
                 assert name not in owners, f"R4: {name} is {state} and holds blocks"
             if state is Receiving.QUARANTINED:
                 assert name in owners, f"{name} waits for its writer in vain"
+            if state is Receiving.GRANTED:
+                assert self.items[name].granted is not None, f"nobody will hear of {name}'s grant"
         assert owners <= set(live)
         assert [w[2] for w in sorted(self.waiting)] == sorted(
             (name for name, state in live.items() if state is Receiving.WAITING),
@@ -718,6 +762,8 @@ class World:
             (self.read_stream, self.can_read_stream()),
             (lambda item: self.finish_copy(item, pick), self.can_copy()),
             (self.answer, self.can_answer()),
+            (self.hear_grant, self.can_hear()),
+            (self.miss_asker, self.can_miss_asker()),
             (self.take, self.can_take()),
             (self.drop, self.in_state(Receiving.IN_ENGINE)),
         ]

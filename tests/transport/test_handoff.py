@@ -4,6 +4,7 @@
 
 import asyncio
 import time
+from contextlib import aclosing
 
 import pytest
 import torch
@@ -15,12 +16,14 @@ from dynamo.sglang_mm_resume.core.errors import (
     ResumeError,
     TransferFailed,
 )
-from dynamo.sglang_mm_resume.core.messages import Reserve
+from dynamo.sglang_mm_resume.core.messages import Grant, Reserve
+from dynamo.sglang_mm_resume.core.transitions import Receiving
 from dynamo.sglang_mm_resume.transport.nixl_agent import PeerLost
 from tests.transport.pair import (
     BLOCK_SIZE,
     DEADLINE_S,
     LAYOUT,
+    ReceivingSide,
     a_pair,
     hand_over,
     new_id,
@@ -101,16 +104,83 @@ async def test_a_cancelled_transfer_quarantines_until_its_writer_is_closed() -> 
         assert receiving.pool.stats().free == 4
 
 
+async def a_queue(receiving: ReceivingSide) -> tuple[str, str, "asyncio.Task[Grant]"]:
+    """A transfer with all blocks, and another one with the call that waits for some."""
+    first, second = new_id(), new_id()
+    await receiving.assembler.reserve(Reserve(transfer_id=first, writer_instance_id=1))
+    reserve = receiving.assembler.reserve(Reserve(transfer_id=second, writer_instance_id=1))
+    waiting = asyncio.ensure_future(reserve)
+    while second not in receiving.receiver.live:
+        await asyncio.sleep(0)
+    return first, second, waiting
+
+
 async def test_a_reservation_that_nobody_waits_for_any_more_leaves_nothing() -> None:
     async with a_pair(2, 2, 2) as (receiving, writing):
-        first = Reserve(transfer_id=new_id(), writer_instance_id=1)
-        await receiving.assembler.reserve(first)
-        second = Reserve(transfer_id=new_id(), writer_instance_id=1)
-        waiting = asyncio.ensure_future(receiving.assembler.reserve(second))
-        while second.transfer_id not in receiving.receiver.live:
-            await asyncio.sleep(0)
+        first, _, waiting = await a_queue(receiving)
         waiting.cancel()
-        receiving.assembler.drop(first.transfer_id, writer_closed=True)  # would serve the second
+        receiving.assembler.drop(first, writer_closed=True)  # would serve the second
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        nothing_stays(receiving, writing)
+
+
+async def a_resume(receiving: ReceivingSide) -> tuple[Grant, "asyncio.Task[Grant]"]:
+    """A transfer of 64 tokens that was granted half of them and waits for more."""
+    message = Reserve(transfer_id=new_id(), writer_instance_id=1)
+    grant = await receiving.assembler.reserve(message)
+    resume = receiving.assembler.resume(message.transfer_id, grant.end_token, 64)
+    waiting = asyncio.ensure_future(resume)
+    while receiving.receiver.live[message.transfer_id] is not Receiving.RESUMING:
+        await asyncio.sleep(0)
+    return grant, waiting
+
+
+async def test_a_writer_that_goes_on_after_its_resume_was_stopped_overwrites_nobody() -> None:
+    """R6: the processor dies, its call is stopped, and the writer hears of it last."""
+    async with a_pair(4, 4, 2) as (receiving, writing):
+        grant, waiting = await a_resume(receiving)
+        outgoing = writing.writer.open(grant, receiving.agent.name, receiving.pool.num_blocks)
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        other = Reserve(transfer_id=new_id(), writer_instance_id=2)
+        blocks = list((await receiving.assembler.reserve(other)).blocks)
+        receiving.memory.tensor[blocks] = 7.0
+        async with asyncio.timeout(DEADLINE_S), aclosing(outgoing.send(rows_of(0, 64))) as sending:
+            await anext(sending)  # all that it was granted is written
+        assert bool((receiving.memory.tensor[blocks] == 7.0).all())
+        written = receiving.memory.tensor[list(grant.blocks)].flatten(0, 1)
+        assert same_bits(written, rows_of(0, 64)[: len(written)])
+        assert receiving.asked == [(1, grant.transfer_id)]
+        assert receiving.pool.stats().quarantined == 2
+        await writing.writer.close(grant.transfer_id)
+
+
+async def test_a_resume_that_is_stopped_as_its_transfer_ends_frees_nothing() -> None:
+    async with a_pair(4, 4, 2) as (receiving, _):
+        _, waiting = await a_resume(receiving)
+        receiving.assembler.drop(next(iter(receiving.receiver.live)), why="its deadline passed")
+        waiting.cancel()
+        await asyncio.gather(waiting, return_exceptions=True)
+        assert receiving.pool.stats().quarantined == 2
+
+
+async def test_a_grant_is_not_passed_on_after_its_transfer_has_ended() -> None:
+    """The end comes between the grant and the turn of whoever waits for it."""
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        first, second, waiting = await a_queue(receiving)
+        receiving.assembler.drop(first, writer_closed=True)  # serves the second
+        receiving.assembler.drop(second, writer_closed=True, why="it is over")
+        with pytest.raises(TransferFailed, match="it is over"):
+            await waiting
+        nothing_stays(receiving, writing)
+
+
+async def test_a_grant_that_was_made_but_missed_is_free() -> None:
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        first, _, waiting = await a_queue(receiving)
+        receiving.assembler.drop(first, writer_closed=True)  # serves the second
+        waiting.cancel()  # before it comes to hear of it
         with pytest.raises(asyncio.CancelledError):
             await waiting
         nothing_stays(receiving, writing)

@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dynamo.sglang_mm_resume.core.errors import ProtocolError
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.transport.memory import DTYPES, PoolMemory, adjacent_runs
 
@@ -59,6 +60,40 @@ def test_blocks_out_of_order_leave_their_neighbours_alone() -> None:
     memory.scatter(some_rows(5 * BLOCK_SIZE), [9, 3, 4, 5, 0])
     for untouched in (1, 2, 6, 7, 8, 10, 11):
         assert bool((memory.tensor[untouched] == -1).all())
+
+
+OTHER_ROWS = {
+    "dtype": torch.ones(4, WIDTH, dtype=torch.bfloat16),
+    "twice as wide": torch.ones(4, 2 * WIDTH),
+    "half as wide": torch.ones(4, WIDTH // 2),
+    "no rows": torch.ones(4 * WIDTH),
+    "more than the blocks hold": torch.ones(2 * BLOCK_SIZE + 1, WIDTH),
+}
+
+
+@pytest.mark.parametrize("rows", OTHER_ROWS.values(), ids=OTHER_ROWS)
+@pytest.mark.parametrize("direction", ["scatter", "gather"])
+def test_rows_of_another_kind_are_refused_and_nothing_is_copied(
+    direction: str, rows: torch.Tensor
+) -> None:
+    """R11: the copy moves bytes, so that float32 rows in a bfloat16 pool would become garbage."""
+    memory, before = a_memory(), rows.clone()
+    with pytest.raises(ProtocolError, match="rows"):
+        memory.scatter(rows, [0, 1]) if direction == "scatter" else memory.gather([0, 1], rows)
+    assert bool((memory.tensor == -1).all())
+    assert torch.equal(rows, before)
+
+
+def test_rows_that_do_not_lie_together() -> None:
+    """Scattered, they are copied row by row; gathered into, they would overwrite their gaps."""
+    memory, wide = a_memory(), torch.zeros(4, 2 * WIDTH)
+    strided = wide[:, :WIDTH]
+    strided.copy_(some_rows(4))
+    memory.scatter(strided, [0, 1])
+    assert torch.equal(memory.tensor.view(-1, WIDTH)[:4], some_rows(4))
+    with pytest.raises(ProtocolError, match="strides"):
+        memory.gather([0, 1], strided)
+    assert torch.equal(wide[:, WIDTH:], torch.zeros(4, WIDTH))
 
 
 @pytest.mark.parametrize(

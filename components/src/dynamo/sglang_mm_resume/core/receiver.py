@@ -4,7 +4,7 @@
 
 Every method takes what happened, and the time where it matters, and returns the effects that the
 driver (transport/assembler.py) is to carry out. A block goes back to the pool at exactly three
-places: `copied` (its rows are out), `_end` (no writer can touch it) and `writer_settled` (R6).
+places: `copied` (its rows are out), `_leave` (no writer can touch it) and `writer_settled` (R6).
 """
 
 import math
@@ -35,8 +35,17 @@ CLAIM_PATIENCE = 10
 
 #: States in which a transfer has blocks, or waits for some.
 USING_BLOCKS = frozenset(
-    {Receiving.WAITING, Receiving.RECEIVING, Receiving.RESUMING, Receiving.DRAINED}
+    {
+        Receiving.WAITING,
+        Receiving.GRANTED,
+        Receiving.RECEIVING,
+        Receiving.RESUMING,
+        Receiving.DRAINED,
+    }
 )
+
+#: States in which somebody waits for the answer to a reserve or a resume.
+AWAITED = frozenset({Receiving.WAITING, Receiving.GRANTED, Receiving.RESUMING})
 
 #: A default grant that follows the lengths leaves room for so many others.
 ADAPTED_SHARE = 8
@@ -160,7 +169,9 @@ class Receiver:
     # What others ask for.
 
     def reserve(self, message: Reserve, now: float) -> list[Effect]:
-        """Queue the default grant; `GrantMade` follows at once or later. Raises `Refused`."""
+        """Queue the default grant; `GrantMade` follows at once or later, and then `answered` or
+        `asker_gone`. Raises `Refused`.
+        """
         transfer_id = message.transfer_id
         if transfer_id in self._live or transfer_id in self._closed:
             raise Refused(Reason.DUPLICATE, f"transfer {transfer_id} was used before (R13)")
@@ -210,6 +221,21 @@ class Receiver:
         transfer.deadline = now + self.limits.wait_timeout_s
         return self._queue_if_home(transfer, now)
 
+    def answered(self, transfer_id: str) -> None:
+        """Whoever waited for `GrantMade` has its grant: from here on a writer may use it."""
+        self._move(self._require(transfer_id), ReceivingEvent.ANSWER)
+
+    def asker_gone(self, transfer_id: str, error: ResumeError, now: float) -> list[Effect]:
+        """Whoever waited for a reserve or a resume is gone: nobody would pass a grant on.
+
+        A grant that it has not heard of is known to no writer, and free at once. A transfer that
+        resumes has others, which its writer may be filling: those are quarantined (R6).
+        """
+        transfer = self._live.get(transfer_id)
+        if transfer is None or transfer.state not in AWAITED:
+            return []  # it ended at the same time
+        return self._leave(transfer, ReceivingEvent.ASKER_GONE, error, now)
+
     def take(self, transfer_id: str) -> None:
         """A request hands the complete embedding to the engine; `abort` ends its use."""
         transfer = self._require(transfer_id)
@@ -239,7 +265,7 @@ class Receiver:
         if transfer.state is Receiving.QUARANTINED:
             return self._odd(Oddity.LATE)
         granted = transfer.open.get(notice.generation)
-        if granted is None:
+        if granted is None or transfer.state is Receiving.GRANTED:  # no writer knows of it yet
             return self._odd(Oddity.STALE)
         chunk = _matching_chunk(granted.grant, notice, transfer.total_tokens)
         if chunk is None:
@@ -323,7 +349,7 @@ class Receiver:
         return {
             transfer_id: transfer.reserve.writer_instance_id
             for transfer_id, transfer in self._live.items()
-            if transfer.open and transfer.state is not Receiving.QUARANTINED
+            if transfer.state in (Receiving.RECEIVING, Receiving.RESUMING)
         }
 
     @property
@@ -449,17 +475,24 @@ class Receiver:
     def _end(
         self, transfer: _Transfer, writer_closed: bool, error: ResumeError, now: float
     ) -> list[Effect]:
+        may_write = bool(transfer.open) and not writer_closed
+        event = ReceivingEvent.QUARANTINE if may_write else ReceivingEvent.GIVE_UP
+        return self._leave(transfer, event, error, now)
+
+    def _leave(
+        self, transfer: _Transfer, event: ReceivingEvent, error: ResumeError, now: float
+    ) -> list[Effect]:
+        """The transfer is over. Where `event` leads decides what becomes of its blocks."""
         ended = Ended(transfer.transfer_id, error)
         self._queue.cancel(transfer.transfer_id)
         self._forget_length(transfer)
-        if transfer.open and not writer_closed:
-            self._move(transfer, ReceivingEvent.QUARANTINE)
+        self._move(transfer, event)
+        if transfer.state is Receiving.QUARANTINED:
             for granted in transfer.open.values():
                 self.pool.quarantine(granted.lease)
             transfer.deadline = now + self.limits.settle_interval_s
             writer = transfer.reserve.writer_instance_id
             return [ended, AskWriter(transfer.transfer_id, writer), *self._pump(now)]
-        self._move(transfer, ReceivingEvent.GIVE_UP)
         for granted in transfer.open.values():
             self.pool.release(granted.lease)
         self._bury(transfer)

@@ -17,7 +17,8 @@ class Receiving(Enum):
     """A transfer as the prefill worker sees it."""
 
     WAITING = "waiting"  # queued for blocks; holds none (R4)
-    RECEIVING = "receiving"  # holds at least one grant
+    GRANTED = "granted"  # its blocks are set aside, but the asker, and so the writer, knows of none
+    RECEIVING = "receiving"  # holds at least one grant that a writer may use
     RESUMING = "resuming"  # asked for more, but its own blocks are not all back yet
     DRAINED = "drained"  # holds no block, tokens remain, nobody asked yet
     COMPLETE = "complete"  # every token is assembled; waits for the engine
@@ -28,9 +29,11 @@ class Receiving(Enum):
 
 class ReceivingEvent(Enum):
     GRANT = "grant"
+    ANSWER = "answer"  # the asker has its grant, and may pass it on to the writer
+    ASKER_GONE = "asker_gone"  # whoever waited for a grant is gone, and will pass none on
     RESUME = "resume"
     DRAIN = "drain"  # the last open grant is copied out and given back
-    FINISH = "finish"  # so is the last token
+    FINISH = "finish"  # the last token is copied out, too
     TAKE = "take"  # a request hands the embedding to the engine
     GIVE_UP = "give_up"  # over, and no writer can touch our blocks
     QUARANTINE = "quarantine"  # failed or aborted, and a writer may
@@ -38,8 +41,13 @@ class ReceivingEvent(Enum):
 
 
 RECEIVING: Final[Mapping[tuple[Receiving, ReceivingEvent], Receiving]] = {
-    (Receiving.WAITING, ReceivingEvent.GRANT): Receiving.RECEIVING,
+    (Receiving.WAITING, ReceivingEvent.GRANT): Receiving.GRANTED,
+    (Receiving.WAITING, ReceivingEvent.ASKER_GONE): Receiving.CLOSED,
     (Receiving.WAITING, ReceivingEvent.GIVE_UP): Receiving.CLOSED,
+    (Receiving.GRANTED, ReceivingEvent.ANSWER): Receiving.RECEIVING,
+    (Receiving.GRANTED, ReceivingEvent.ASKER_GONE): Receiving.CLOSED,
+    (Receiving.GRANTED, ReceivingEvent.QUARANTINE): Receiving.QUARANTINED,
+    (Receiving.GRANTED, ReceivingEvent.GIVE_UP): Receiving.CLOSED,
     (Receiving.RECEIVING, ReceivingEvent.GRANT): Receiving.RECEIVING,
     (Receiving.RECEIVING, ReceivingEvent.RESUME): Receiving.RESUMING,
     (Receiving.RECEIVING, ReceivingEvent.DRAIN): Receiving.DRAINED,
@@ -47,6 +55,7 @@ RECEIVING: Final[Mapping[tuple[Receiving, ReceivingEvent], Receiving]] = {
     (Receiving.RECEIVING, ReceivingEvent.QUARANTINE): Receiving.QUARANTINED,
     (Receiving.RECEIVING, ReceivingEvent.GIVE_UP): Receiving.CLOSED,
     (Receiving.RESUMING, ReceivingEvent.DRAIN): Receiving.WAITING,
+    (Receiving.RESUMING, ReceivingEvent.ASKER_GONE): Receiving.QUARANTINED,
     (Receiving.RESUMING, ReceivingEvent.QUARANTINE): Receiving.QUARANTINED,
     (Receiving.RESUMING, ReceivingEvent.GIVE_UP): Receiving.CLOSED,
     (Receiving.DRAINED, ReceivingEvent.RESUME): Receiving.WAITING,

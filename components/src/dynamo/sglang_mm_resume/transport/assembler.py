@@ -51,6 +51,7 @@ REMEMBERED_ENDS: Final = 1024
 ON_ITS_WAY: Final = frozenset(
     {
         Receiving.WAITING,
+        Receiving.GRANTED,
         Receiving.RECEIVING,
         Receiving.RESUMING,
         Receiving.DRAINED,
@@ -258,8 +259,7 @@ class Assembler:
         self.totals.buffer_wait_seconds[kind].observe(made.waited_s)
         waits = self._waits.get(made.transfer_id)
         if waits is None or waits.granted.cancelled():
-            # Whoever asked is gone and cannot have told a writer: nothing is in flight.
-            self.drop(made.transfer_id, writer_closed=True, why="nobody waits for its grant")
+            self._asker_gone(made.transfer_id)
         else:
             waits.granted.set_result(made.grant)
 
@@ -348,11 +348,17 @@ class Assembler:
     async def _grant(self, transfer_id: str, waits: _Waits) -> Grant:
         try:
             with tracing.span("wait_for_blocks", transfer_id=transfer_id):
-                return await waits.granted
+                grant = await waits.granted
         except asyncio.CancelledError:
-            # The asker is gone. A grant it may have missed was never passed on to a writer.
-            self.drop(transfer_id, writer_closed=True, why="its request was cancelled")
+            self._asker_gone(transfer_id)
             raise
+        self._require(transfer_id)  # it may have ended since, in this same turn of the loop
+        self.receiver.answered(transfer_id)
+        return grant
+
+    def _asker_gone(self, transfer_id: str) -> None:
+        error = TransferFailed(f"transfer {transfer_id} was given up: its request was cancelled")
+        self._perform(self.receiver.asker_gone(transfer_id, error, time.monotonic()))
 
     def _arm(self) -> None:
         deadline = self.receiver.next_deadline()

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from dynamo.sglang_mm_resume.core.errors import ProtocolError
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.transport.host_memory import HostMemory, populated
 
@@ -48,14 +49,24 @@ class PoolMemory:
         return self.num_blocks * self.layout.block_bytes
 
     def gather(self, blocks: Sequence[int], rows: torch.Tensor) -> None:
-        """Copy the first `len(rows)` rows of `blocks` to `rows`, `(num_tokens, width)`."""
+        """Copy the first `len(rows)` rows of `blocks` to `rows`, `(num_tokens, width)`.
+
+        Raises `ProtocolError` if `rows` are not contiguous rows of this pool's layout.
+        """
+        self._require_fit(rows, blocks)
+        if not rows.is_contiguous():
+            raise ProtocolError(f"rows with strides {rows.stride()} cannot take a copy of blocks")
         self._copy(
             (rows[part], self._run(run)[: part.stop - part.start])
             for part, run in self._parts(blocks, len(rows))
         )
 
     def scatter(self, rows: torch.Tensor, blocks: Sequence[int]) -> None:
-        """Copy `rows`, `(num_tokens, width)`, to the first rows of `blocks` (R2)."""
+        """Copy `rows`, `(num_tokens, width)`, to the first rows of `blocks` (R2).
+
+        Raises `ProtocolError` if `rows` are not rows of this pool's layout.
+        """
+        self._require_fit(rows, blocks)
         self._copy(
             (self._run(run)[: part.stop - part.start], rows[part])
             for part, run in self._parts(blocks, len(rows))
@@ -67,6 +78,17 @@ class PoolMemory:
         if self._stream is not None:
             return torch.empty(shape, dtype=self.tensor.dtype, pin_memory=True)
         return self._host.empty(shape, self.tensor.dtype)
+
+    def _require_fit(self, rows: torch.Tensor, blocks: Sequence[int]) -> None:
+        """Copies move bytes and cast nothing (R11): rows of another kind would become garbage."""
+        found = (rows.dtype, rows.ndim, rows.shape[-1])
+        if found != (self.tensor.dtype, 2, self.layout.width):
+            raise ProtocolError(
+                f"rows are {rows.dtype} of shape {tuple(rows.shape)}, but this pool holds "
+                f"{self.tensor.dtype} rows of width {self.layout.width}"
+            )
+        if len(rows) > len(blocks) * self.layout.block_size:
+            raise ProtocolError(f"{len(rows)} rows do not fit into {len(blocks)} blocks")
 
     def _copy(self, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
         if self._stream is None:
