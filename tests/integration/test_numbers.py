@@ -65,16 +65,13 @@ CASES = [
     ),
     # Harmless alone, but not beside somebody's min_tokens.
     stop_at(600),
+    # Dynamo's frontend refuses these without saying why: they have no text.
+    Case("prompt-of-ids", "Invalid request", {"prompt": [5, 600, 7]}, "completions"),
+    Case("token-data", "Invalid request", {"nvext": {"token_data": [5, VOCABULARY]}}),
     Case(
-        "prompt-of-ids",
-        f"prompt: 600 is not a token of this model: send ids {BEYOND}",
-        {"prompt": [5, 600, 7]},
-        "completions",
-    ),
-    Case(
-        "token-data",
-        f"prompt: {VOCABULARY} is not a token of this model: send ids {BEYOND}",
-        {"nvext": {"token_data": [5, VOCABULARY]}},
+        "prompt-logprobs",
+        f"prompt_logprobs: {VOCABULARY + 1} is not possible: send a whole number from 0 to",
+        {"prompt_logprobs": VOCABULARY + 1},
     ),
     Case(
         "repetition-penalty",

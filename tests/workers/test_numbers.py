@@ -45,7 +45,6 @@ EDGES: list[tuple[str, str, list[Any], list[Any]]] = [
     ("stop_conditions", "min_tokens", [0, 1, MAX_INT32], [-1, MAX_INT32 + 1, 1.5]),
     ("stop_conditions", "max_thinking_tokens", [0, MAX_INT32], [-1, MAX_INT32 + 1]),
     ("sampling_options", "n", [1, MAX_CHOICES], [0, -1, MAX_CHOICES + 1, 2**70]),
-    ("sampling_options", "best_of", [1, MAX_CHOICES], [0, MAX_CHOICES + 1]),
     (
         "sampling_options",
         "seed",

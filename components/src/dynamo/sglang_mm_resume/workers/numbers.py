@@ -62,7 +62,6 @@ def _table(vocabulary: int) -> tuple[Bounds, ...]:
         Bounds(stop, "min_tokens", 0, MAX_INT32),
         Bounds(stop, "max_thinking_tokens", 0, MAX_INT32),
         Bounds(sampling, "n", 1, MAX_CHOICES),
-        Bounds(sampling, "best_of", 1, MAX_CHOICES),
         Bounds(sampling, "seed", -MAX_INT64 - 1, MAX_INT64),
         Bounds(sampling, "temperature", 0, 2, whole=False),
         Bounds(sampling, "top_p", 0, 1, whole=False, over_low=True),
