@@ -13,8 +13,8 @@ from __future__ import annotations
 import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from typing import Any, Final
 
 import aiohttp
 from aiohttp import hdrs, web
@@ -67,12 +67,16 @@ class Rules:
 
     retry_after_s: int
     max_body_mib: int
-    max_media_items: int = 0
-    conversations: Mapping[str, Api] = field(default_factory=dict)
+    max_media_items: int
+    conversations: Mapping[str, Api]
 
 
 class _TooLarge(Exception):
     """A body exceeds the limit."""
+
+
+class _Refused(Exception):
+    """A body must go no further; the argument is that of the answer."""
 
 
 @asynccontextmanager
@@ -96,6 +100,7 @@ async def relay(listener: socket.socket, upstream: str, rules: Rules) -> AsyncIt
             access_log=None,
             # A client that hangs up ends the request at Dynamo too.
             handler_cancellation=True,
+            auto_decompress=False,
             shutdown_timeout=_LAST_BYTES_S,
             max_line_size=_MAX_HEADER_BYTES,
             max_field_size=_MAX_HEADER_BYTES,
@@ -119,36 +124,47 @@ class _Handler:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         if (request.content_length or 0) > self._max_body_bytes:
             return self._too_large()
-        headers = _inward(request.headers)
-        body: AsyncIterator[bytes | memoryview] | None = None
-        if request.body_exists:
-            body = self._bounded(request.content)
-        api = self._rules.conversations.get(request.path)
         try:
-            if api is not None and body is not None:
-                held = bytearray()
-                async for piece in body:
-                    held += piece
-                complaint = api.complaint(held, self._rules.max_media_items)
-                if complaint is not None:
-                    return web.json_response(api.refusal(complaint), status=400)
-                headers[hdrs.CONTENT_LENGTH] = str(len(held))
-                body = _in_pieces(held)
-            answer = await self._session.request(
-                request.method,
-                URL(self._upstream + request.raw_path, encoded=True),
-                headers=headers,
-                data=body,
-                allow_redirects=False,
-            )
+            answer = await self._ask(request)
         except _TooLarge:
             return self._too_large()
+        except _Refused as refused:
+            return web.json_response(refused.args[0], status=400)
         except aiohttp.ClientConnectionError as error:
             if isinstance(error.__cause__, _TooLarge):
                 return self._too_large()
             return self._unavailable()
         async with answer:
             return await self._pass_back(request, answer)
+
+    async def _ask(self, request: web.Request) -> aiohttp.ClientResponse:
+        """The answer of the server behind, as soon as it begins."""
+        headers = _inward(request.headers)
+        body: AsyncIterator[Any] | None = None
+        if request.body_exists:
+            body = self._bounded(request.content)
+            api = self._rules.conversations.get(request.path)
+            if api is not None:
+                checked = await self._checked(body, api)
+                headers[hdrs.CONTENT_LENGTH] = str(len(checked))
+                body = _in_pieces(checked)
+        return await self._session.request(
+            request.method,
+            URL(self._upstream + request.raw_path, encoded=True),
+            headers=headers,
+            data=body,
+            allow_redirects=False,
+        )
+
+    async def _checked(self, body: AsyncIterator[bytes], api: Api) -> bytearray:
+        """The whole body, if all of its content reaches the model. Raises `_Refused`."""
+        held = bytearray()
+        async for piece in body:
+            held += piece
+        complaint = api.complaint(held, self._rules.max_media_items)
+        if complaint is not None:
+            raise _Refused(api.refusal(complaint))
+        return held
 
     async def _bounded(self, content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
         """The pieces of a body that may not say its size. Raises `_TooLarge`."""
