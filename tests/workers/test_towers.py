@@ -14,6 +14,7 @@ import psutil
 import pytest
 from torch import distributed
 
+from dynamo.sglang_mm_resume.workers import towers as tower_module
 from dynamo.sglang_mm_resume.workers.lifecycle import WorkerLost
 from dynamo.sglang_mm_resume.workers.towers import Towers
 from tests.support.ranks import UNUSABLE, Model, make_encoder
@@ -51,6 +52,13 @@ def test_one_process_needs_no_others() -> None:
     with towers(1, 1) as (_, model):
         assert children() == []
         assert model.get_image_feature([1.0, 2.0]).tolist() == [1.0, 2.0]
+
+
+@pytest.mark.timeout(20)
+def test_one_process_waits_for_nobody_at_its_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tower_module, "END_TIMEOUT_S", 600.0)
+    with towers(1, 1):
+        pass
 
 
 def test_all_ranks_of_a_tower_compute_together() -> None:

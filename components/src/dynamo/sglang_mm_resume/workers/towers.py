@@ -14,9 +14,10 @@ import pickle
 import queue
 import signal
 import socket
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing.connection import Connection, wait
+from multiprocessing.connection import Connection
 from typing import Any, Final
 
 import torch
@@ -95,8 +96,9 @@ class Towers:
         """End the processes."""
         for rank in self._all():
             rank.connection.close()  # at which it ends, unless it computes
-        wait([rank.process.sentinel for rank in self._all()], END_TIMEOUT_S)
+        give_up_at = time.monotonic() + END_TIMEOUT_S
         for rank in self._all():
+            rank.process.join(max(0.0, give_up_at - time.monotonic()))
             rank.process.kill()
 
     def _all(self) -> list[_Rank]:
