@@ -104,6 +104,24 @@ async def test_a_cancelled_transfer_quarantines_until_its_writer_is_closed() -> 
         assert receiving.pool.stats().free == 4
 
 
+async def test_each_filled_grant_is_reported_with_its_own_bytes() -> None:
+    """Also where chunks of the next grant are under way before its last one is written."""
+    total = 4 * BLOCK_SIZE - 5
+    async with a_pair(8, 8, 2, chunk_blocks=1) as (receiving, writing):
+        message = Reserve(transfer_id=new_id(), writer_instance_id=1)
+        grant = await receiving.assembler.reserve(message)
+        more = receiving.assembler.try_grant(message.transfer_id, total)
+        assert more is not None
+        outgoing = writing.writer.open(grant, receiving.agent.name, receiving.pool.num_blocks)
+        outgoing.add_grant(more)
+        sent = [found async for found in outgoing.send(rows_of(0, total))]
+        assert [(found.sent_tokens, found.num_bytes) for found in sent] == [
+            (2 * BLOCK_SIZE, 2 * BLOCK_SIZE * LAYOUT.token_bytes),
+            (total, (total - 2 * BLOCK_SIZE) * LAYOUT.token_bytes),
+        ]
+        await writing.writer.close(message.transfer_id)
+
+
 async def a_queue(receiving: ReceivingSide) -> tuple[str, str, "asyncio.Task[Grant]"]:
     """A transfer with all blocks, and another one with the call that waits for some."""
     first, second = new_id(), new_id()

@@ -105,6 +105,24 @@ async def test_a_stream_that_falls_silent_ends_in_an_error() -> None:
     assert seen == [1]
 
 
+async def test_an_error_of_the_stream_s_own_is_not_taken_for_silence() -> None:
+    """Dynamo's client raises builtin types, `TimeoutError` among them."""
+
+    async def fails() -> AsyncIterator[int]:
+        raise TimeoutError("the peer says: deadline exceeded")
+        yield
+
+    with pytest.raises(TimeoutError, match="deadline exceeded"):
+        async for _ in each_within(LONG_S, fails()):
+            pass
+
+
+async def test_an_error_of_a_call_s_own_is_not_taken_for_silence() -> None:
+    peer = FakePeer(error=TimeoutError("the peer says: deadline exceeded"))
+    with pytest.raises(PeerUnreachable, match="instance 7: the peer says: deadline exceeded"):
+        await ask(peer, 7, Ping(), ENCODE_CONTROL_REPLY, LONG_S)
+
+
 class Stream:
     """Items that come when a test puts them in; `None` is the end."""
 

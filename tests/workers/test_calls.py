@@ -25,6 +25,21 @@ class Hanging:
         return [7]
 
 
+class TimesOut(Hanging):
+    """A client that gives up by itself."""
+
+    async def direct(
+        self, request: Any, instance_id: int, annotated: bool = True, context: Any = None
+    ) -> Any:
+        raise TimeoutError("connect to 10.0.0.7 timed out")
+
+
+async def test_what_dynamo_says_of_a_worker_that_it_cannot_reach_is_passed_on() -> None:
+    workers = Workers("encode", TimesOut(), TimesOut(), Settings())
+    with pytest.raises(PeerUnreachable, match=r"encode worker 7: connect to 10\.0\.0\.7 timed out"):
+        await workers.start(7, {})
+
+
 async def test_a_worker_that_does_not_take_a_request_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -28,6 +28,7 @@ class FakeEncodeWorkers:
 
     def __init__(self) -> None:
         self.answers = True
+        self.hangs = False
         self.listed = True
         self.asked: list[str] = []
 
@@ -37,7 +38,7 @@ class FakeEncodeWorkers:
         self.asked.append(request["op"])
         if not self.answers:
             raise Exception("Unavailable: connection refused")
-        return self._done()
+        return self._nothing() if self.hangs else self._done()
 
     def instance_ids(self) -> list[int]:
         return [WRITER] if self.listed else []
@@ -45,25 +46,53 @@ class FakeEncodeWorkers:
     async def _done(self) -> AsyncIterator[Any]:
         yield dump(Done())
 
+    async def _nothing(self) -> AsyncIterator[Any]:
+        await asyncio.Event().wait()
+        yield
+
+
+class WatchingSide(ReceivingSide):
+    """Asks as a prefill worker does."""
+
+    def __init__(self, workers: FakeEncodeWorkers, num_blocks: int = 2, **limits: Any) -> None:
+        super().__init__(num_blocks, 1, **limits)
+        self.writers = Writers(workers, SETTINGS)
+
+    async def _ask_writer(self, writer: int, transfer_id: str) -> bool:
+        return await self.writers.close_transfer(writer, transfer_id)
+
 
 @asynccontextmanager
-async def _a_granted_transfer(workers: FakeEncodeWorkers) -> AsyncIterator[ReceivingSide]:
-    """One block granted to `WRITER`, which is probed."""
-    side = ReceivingSide(2, 1)
-    watching = asyncio.ensure_future(Writers(workers, SETTINGS).watch(side.assembler))
+async def _watching(side: WatchingSide) -> AsyncIterator[None]:
     await side.start()
+    watching = asyncio.ensure_future(side.writers.watch(side.assembler))
     try:
-        await side.assembler.reserve(Reserve(transfer_id=TRANSFER, writer_instance_id=WRITER))
-        yield side
+        yield
     finally:
         watching.cancel()
         await side.stop()
+
+
+@asynccontextmanager
+async def _a_granted_transfer(workers: FakeEncodeWorkers) -> AsyncIterator[WatchingSide]:
+    """One block granted to `WRITER`, which is probed."""
+    side = WatchingSide(workers)
+    async with _watching(side):
+        await side.assembler.reserve(Reserve(transfer_id=TRANSFER, writer_instance_id=WRITER))
+        yield side
 
 
 async def _until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(DEADLINE_S):
         while not condition():
             await asyncio.sleep(SETTINGS.heartbeat_interval_s)
+
+
+async def _until_sooner(condition: Callable[[], bool]) -> None:
+    """As `_until`, but looks several times an interval."""
+    async with asyncio.timeout(DEADLINE_S):
+        while not condition():
+            await asyncio.sleep(SETTINGS.heartbeat_interval_s / 10)
 
 
 @pytest.fixture
@@ -94,17 +123,50 @@ async def test_a_closed_transfer_is_settled_by_its_writer(workers: FakeEncodeWor
     assert workers.asked == ["close"]
 
 
-async def test_a_silent_writer_that_is_still_listed_is_not_dead(workers: FakeEncodeWorkers) -> None:
-    workers.answers = False
+async def test_closing_alone_never_finds_a_writer_dead(workers: FakeEncodeWorkers) -> None:
+    """However many of its transfers are being closed: each would count, and one silence suffice."""
+    workers.answers = workers.listed = False
     writers = Writers(workers, SETTINGS)
     assert [await writers.close_transfer(WRITER, TRANSFER) for _ in range(5)] == [False] * 5
 
 
-async def test_a_writer_is_dead_when_it_is_silent_and_gone(workers: FakeEncodeWorkers) -> None:
-    workers.answers = workers.listed = False
-    writers = Writers(workers, SETTINGS)
-    assert not await writers.close_transfer(WRITER, TRANSFER), "one failure may be an accident"
-    assert await writers.close_transfer(WRITER, TRANSFER)
+async def test_a_close_that_fails_is_no_failed_probe(workers: FakeEncodeWorkers) -> None:
+    """Seen with two failures allowed: a close and a probe in one interval lost every transfer."""
+    workers.hangs = True
+    async with _a_granted_transfer(workers) as side:
+        closing = [side.writers.close_transfer(WRITER, f"transfer-{i}") for i in range(8)]
+        assert not any(await asyncio.gather(*closing))
+        await _until(lambda: not side.receiver.writing)
+        assert side.writers.probes.failed == SETTINGS.heartbeat_max_failures
+
+
+async def test_a_writer_that_answers_now_and_then_is_not_dead(workers: FakeEncodeWorkers) -> None:
+    """Failures count in a row."""
+    async with _a_granted_transfer(workers) as side:
+        for _ in range(2 * SETTINGS.heartbeat_max_failures):
+            workers.answers = False
+            failed = side.writers.probes.failed
+            await _until_sooner(lambda failed=failed: side.writers.probes.failed > failed)
+            workers.answers = True
+            answered = side.writers.probes.answered
+            await _until_sooner(lambda answered=answered: side.writers.probes.answered > answered)
+        assert TRANSFER in side.receiver.writing
+
+
+@pytest.mark.parametrize("listed", [True, False], ids=["still-listed", "gone"])
+async def test_blocks_return_when_a_writer_is_silent_and_gone(
+    workers: FakeEncodeWorkers, listed: bool
+) -> None:
+    """R6: a writer that hangs, and one whose lease outlives it, keep their blocks."""
+    workers.answers, workers.listed = False, listed
+    async with _a_granted_transfer(workers) as side:
+        if listed:
+            failed = SETTINGS.heartbeat_max_failures + 2
+            await _until(lambda: side.writers.probes.failed > failed)
+            assert side.pool.stats().quarantined == 1
+            workers.listed = False
+        await _until(lambda: side.pool.stats().free == 2)
+        assert side.writers.probes.failed >= SETTINGS.heartbeat_max_failures
 
 
 @pytest.mark.parametrize("listed", [True, False], ids=["still-listed", "gone-or-made-up"])
@@ -114,17 +176,9 @@ async def test_a_silent_writer_is_forgotten_once_its_blocks_are_home(
     """Workers come and go for months, and ids may be made up: what is kept for each must not add
     up, nor count against a writer that comes again.
     """
-    side = ReceivingSide(2, 1)
-    writers = Writers(workers, SETTINGS)
-    watching = asyncio.ensure_future(writers.watch(side.assembler))
-    await side.start()
-    try:
-        await side.assembler.reserve(Reserve(transfer_id=TRANSFER, writer_instance_id=WRITER))
+    async with _a_granted_transfer(workers) as side:
         workers.answers, workers.listed = False, listed
-        await _until(lambda: writers._failures[WRITER] >= SETTINGS.heartbeat_max_failures)
         await _until(lambda: not side.receiver.writing)
-        side.writer_is_settled = True
-        await _until(lambda: not writers._failures)
-    finally:
-        watching.cancel()
-        await side.stop()
+        assert side.writers._failed_probes or not side.receiver.writers
+        side.assembler.abort(TRANSFER, writer_closed=True)
+        await _until(lambda: not side.writers._failed_probes)

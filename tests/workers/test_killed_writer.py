@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An encode worker that is killed in a write: when its blocks return (R6)."""
 
+import asyncio
 import time
 from typing import Any
 
@@ -75,7 +76,11 @@ async def test_a_writer_killed_in_a_write_returns_its_blocks_when_dead_and_drain
                 await until(lambda: is_stopped(process))
             process.kill()
             side.assembler.drop(transfer_id, why="its writer is lost")
-            await until(lambda: len(side.asked) > 2 * settings.heartbeat_max_failures)
+            watching = asyncio.ensure_future(receiver.writers.watch(side.assembler))
+            await until(lambda: receiver.writers.probes.failed >= settings.heartbeat_max_failures)
+            watching.cancel()
+            asked = len(side.asked)
+            await until(lambda: len(side.asked) > asked + 1)
             assert side.pool.stats().quarantined == GRANTED, "silent, but its lease lives"
             got = await fetch(side, healthy, 2, 3 * NUM_BLOCKS * BLOCK_SIZE)
             assert same_bits(got, rows_of(2, 3 * NUM_BLOCKS * BLOCK_SIZE, WIDE))

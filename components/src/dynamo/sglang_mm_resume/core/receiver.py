@@ -354,8 +354,8 @@ class Receiver:
 
     @property
     def writers(self) -> set[int]:
-        """The writer of every transfer that is not closed."""
-        return {transfer.reserve.writer_instance_id for transfer in self._live.values()}
+        """Every writer that may still write, those of quarantined blocks among them."""
+        return {t.reserve.writer_instance_id for t in self._live.values() if t.open}
 
     def waited_s(self, transfer_id: str) -> float:
         """Seconds that a transfer queued for its last grant; not the time until its blocks were

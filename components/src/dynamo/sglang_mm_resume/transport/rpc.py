@@ -43,17 +43,30 @@ class Client(Protocol):
     def instance_ids(self) -> list[int]: ...
 
 
+@asynccontextmanager
+async def within(limit_s: float, silence: str) -> AsyncIterator[None]:
+    """Raises `PeerUnreachable(silence)` if the block takes longer than `limit_s`.
+
+    A `TimeoutError` that the block raises by itself is passed on: it is an answer, not silence.
+    """
+    try:
+        async with asyncio.timeout(limit_s) as limit:
+            yield
+    except TimeoutError:
+        if not limit.expired():
+            raise
+        raise PeerUnreachable(silence) from None
+
+
 async def each_within(limit_s: float, stream: AsyncIterator[T]) -> AsyncIterator[T]:
     """The items of `stream`. Raises `PeerUnreachable` if one takes longer than `limit_s`."""
     iterator = aiter(stream)
     while True:
         try:
-            async with asyncio.timeout(limit_s):
+            async with within(limit_s, f"nothing was heard for {limit_s:g} s"):
                 item = await anext(iterator)
         except StopAsyncIteration:
             return
-        except TimeoutError:
-            raise PeerUnreachable(f"nothing was heard for {limit_s:g} s") from None
         yield item
 
 
@@ -248,11 +261,11 @@ async def _exchange(
 ) -> Any:
     context = tracing.call_context()
     try:
-        async with asyncio.timeout(timeout_s):
+        async with within(timeout_s, f"instance {instance_id}: no answer in {timeout_s:g} s"):
             stream = await client.direct(payload, instance_id, annotated=False, context=context)
             return await anext(aiter(stream))
-    except TimeoutError:
-        raise PeerUnreachable(f"instance {instance_id}: no answer in {timeout_s:g} s") from None
+    except PeerUnreachable:
+        raise
     except StopAsyncIteration:
         raise PeerUnreachable(f"instance {instance_id} ended without an answer") from None
     except Exception as error:  # Dynamo's client raises builtin types for lost peers

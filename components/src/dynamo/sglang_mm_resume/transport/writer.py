@@ -99,7 +99,7 @@ class Outgoing:
         self._changed = asyncio.Event()
         self._closed = asyncio.Event()
         self._writes: set[asyncio.Task[None]] = set()
-        self._unreported_bytes = 0
+        self._reported_tokens = 0
         self._drained_at = 0.0
 
     def add_grant(self, grant: Grant) -> None:
@@ -161,12 +161,11 @@ class Outgoing:
             self._drained_at = time.monotonic() + self._writer.drain_s
 
     def _report(self, chunk: Chunk) -> Sent:
-        num_bytes, self._unreported_bytes = self._unreported_bytes, 0
-        return Sent(
-            generation=chunk.generation,
-            sent_tokens=chunk.first_token + chunk.num_tokens,
-            num_bytes=num_bytes,
-        )
+        """Of the grant that `chunk` has filled: grants are filled in order, and adjoin."""
+        sent_tokens = chunk.first_token + chunk.num_tokens
+        num_bytes = (sent_tokens - self._reported_tokens) * self._writer.token_bytes
+        self._reported_tokens = sent_tokens
+        return Sent(generation=chunk.generation, sent_tokens=sent_tokens, num_bytes=num_bytes)
 
     @property
     def closed(self) -> asyncio.Event:
@@ -202,7 +201,6 @@ class Outgoing:
             self._writes.add(write)
             write.add_done_callback(self._forget_write)
             under_way.append((chunk, write))
-            self._unreported_bytes += chunk.num_tokens * self._writer.token_bytes
 
 
 class Writer:

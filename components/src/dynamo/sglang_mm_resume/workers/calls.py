@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """How the processor calls the workers of one role: every answer is watched while it lasts."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -17,6 +16,7 @@ from dynamo.sglang_mm_resume.transport.rpc import (
     each_while,
     heartbeat,
     ping,
+    within,
 )
 
 #: Seconds for answers that need no block: a loaded loop may be slow, a dead peer must not hang us.
@@ -44,14 +44,14 @@ class Workers:
         """
         who = f"{self.role} worker"
         context = tracing.carrying(context) if context else tracing.call_context()
+        silence = f"{who} {instance_id}: no answer in {CONTROL_TIMEOUT_S:g} s"
         try:
-            async with asyncio.timeout(CONTROL_TIMEOUT_S):
+            async with within(CONTROL_TIMEOUT_S, silence):
                 stream = await self.generate.direct(
                     request, instance_id, annotated=False, context=context
                 )
-        except TimeoutError:
-            text = f"{who} {instance_id}: no answer in {CONTROL_TIMEOUT_S:g} s"
-            raise PeerUnreachable(text) from None
+        except TimeoutError as error:  # Dynamo's own: the worker has not taken the request
+            raise PeerUnreachable(f"{who} {instance_id}: {error}") from error
         interval_s = self.settings.heartbeat_interval_s
         failures = self.settings.heartbeat_max_failures
         probe = heartbeat(self.control, instance_id, who, interval_s, failures, self.probes)

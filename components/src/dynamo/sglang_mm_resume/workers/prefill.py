@@ -84,13 +84,17 @@ REMEMBERED_WRITERS: Final = 4096
 
 
 class Writers:
-    """Asks encode workers to close transfers, and knows when one is dead (R6)."""
+    """Asks encode workers to close transfers, and knows when one is dead (R6).
+
+    A writer is dead once it has failed `heartbeat_max_failures` probes in a row. There is one probe
+    an interval, however many of its transfers are being closed meanwhile.
+    """
 
     def __init__(self, client: Client, settings: Settings) -> None:
         self.probes = ProbeTotals()
         self._client = client
         self._settings = settings
-        self._failures: Counter[int] = Counter()
+        self._failed_probes: Counter[int] = Counter()  # of each writer, since its last answer
 
     async def close_transfer(self, writer: int, transfer_id: str) -> bool:
         """True once the writer cannot touch the transfer's blocks any more."""
@@ -99,21 +103,20 @@ class Writers:
         try:
             await ask(self._client, writer, close, ENCODE_CONTROL_REPLY, timeout_s)
         except PeerUnreachable as error:
-            self._failures[writer] += 1
             logger.warning("encode worker %s does not close %s: %s", writer, transfer_id, error)
             return await self._is_dead_and_drained(writer)
         except ResumeError as error:
             logger.error("encode worker %s refuses to close %s: %s", writer, transfer_id, error)
             return False
-        self._failures[writer] = 0
+        del self._failed_probes[writer]
         return True
 
     async def watch(self, assembler: Assembler) -> None:
-        """Probe every writer with a transfer in flight, for ever; give up those of a dead one."""
+        """Probe every writer that may still write, for ever; give up transfers of a dead one."""
         while True:
             await asyncio.sleep(self._settings.heartbeat_interval_s)
-            writers = set(assembler.receiver.writing.values())
-            self._forget_all_but(assembler.receiver.writers)
+            writers = assembler.receiver.writers
+            self._forget_all_but(writers)
             probes = (self._probe(writer, assembler) for writer in writers)
             for outcome in await asyncio.gather(*probes, return_exceptions=True):
                 if isinstance(outcome, Exception):
@@ -124,24 +127,26 @@ class Writers:
         try:
             await ping(self._client, writer, timeout_s, self.probes)
         except ResumeError as error:
-            self._failures[writer] += 1
+            self._failed_probes[writer] += 1
             logger.warning("encode worker %s failed a probe: %s", writer, error)
         else:
-            self._failures[writer] = 0
-        if self._failures[writer] >= self._settings.heartbeat_max_failures:
+            del self._failed_probes[writer]
+        if self._is_silent(writer):
             for transfer_id, its_writer in assembler.receiver.writing.items():
                 if its_writer == writer:
                     assembler.drop(transfer_id, why=f"encode worker {writer} is dead")
 
+    def _is_silent(self, writer: int) -> bool:
+        return self._failed_probes[writer] >= self._settings.heartbeat_max_failures
+
     def _forget_all_but(self, needed: set[int]) -> None:
-        """Failures count while a writer has a transfer; a later one begins without a past."""
-        for writer in set(self._failures) - needed:
-            del self._failures[writer]
+        """Failures count while a writer may write; a later transfer begins without a past."""
+        for writer in set(self._failed_probes) - needed:
+            del self._failed_probes[writer]
 
     async def _is_dead_and_drained(self, writer: int) -> bool:
         """Dead: it fails its probes and its lease is gone. Bytes in sockets then get their time."""
-        alive = writer in self._client.instance_ids()
-        if alive or self._failures[writer] < self._settings.heartbeat_max_failures:
+        if writer in self._client.instance_ids() or not self._is_silent(writer):
             return False
         await asyncio.sleep(self._settings.drain_s)
         return True
