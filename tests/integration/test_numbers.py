@@ -10,7 +10,6 @@ tests/workers/test_numbers.py.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -96,7 +95,7 @@ class Crowd:
 
 
 @pytest.fixture(scope="module")
-def crowd(stack: LocalStack) -> Iterator[Crowd]:
+def crowd(stack: LocalStack) -> Crowd:
     """Sends them one after the other, each while a bystander is being answered."""
     crowd = Crowd(pids=[_engine(stack)])
     finished = threading.Event()
@@ -123,7 +122,7 @@ def crowd(stack: LocalStack) -> Iterator[Crowd]:
         finished.set()
         bystander.join()
     crowd.pids.append(_engine(stack))
-    yield crowd
+    return crowd
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)

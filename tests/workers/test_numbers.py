@@ -130,6 +130,12 @@ def test_a_grammar_may_not_end_where_an_answer_may_not() -> None:
     assert message.startswith("min_tokens: 1 is not possible with guided decoding")
 
 
+def test_no_rank_of_a_prefill_worker_that_is_not_chosen_yet() -> None:
+    """A decode engine would look for KV there, in vain."""
+    message = refusal_of(a_request("routing", prefill_dp_rank=0))
+    assert message.startswith("prefill_dp_rank: 0 is not possible")
+
+
 @pytest.mark.parametrize("nothing", [{}, {"sampling_options": None, "routing": None}])
 def test_what_is_not_given_is_possible(nothing: dict[str, Any]) -> None:
     NUMBERS.require_possible({"token_ids": [0], **nothing})

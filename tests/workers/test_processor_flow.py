@@ -122,7 +122,7 @@ async def test_what_could_end_an_engine_reaches_no_worker(with_picture: bool) ->
     fields: dict[str, Any] = {"stop_conditions": {"stop_token_ids": [600]}}
     if with_picture:
         fields |= {"token_ids": [PAD], "multi_modal_data": {"image_url": [{"Url": "data:,"}]}}
-    with pytest.raises(InvalidArgument, match="^stop_token_ids: 600 is not a token"):
+    with pytest.raises(InvalidArgument, match=r"^stop_token_ids: 600 is not a token"):
         await asyncio.wait_for(ask(processor, **fields), DEADLINE_S)
     peers = processor._peers
     workers = (peers.prefill, peers.prefill_transfer, peers.encode, peers.encode_transfer)

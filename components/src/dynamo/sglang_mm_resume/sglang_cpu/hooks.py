@@ -17,7 +17,7 @@ KV_MANAGER_INIT = "sglang.srt.disaggregation.nixl.conn.NixlKVManager.__init__"
 NIXL_AGENT_INIT = "nixl._api.nixlBind.nixlAgent.__init__"
 PIN_MEMORY = "torch.Tensor.pin_memory"
 NCCL_INIT = "sglang.srt.distributed.device_communicators.pynccl_wrapper.NCCLLibrary.__init__"
-#: Samples for whole batches in which a request asks for top_k, top_p or min_p, greedy ones included.
+#: Samples for a whole batch if one request has top_k, top_p, min_p, or is greedy.
 SAMPLING = "sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch"
 #: What pins memory for LoRA adapters: when an engine starts, loads one, and for every batch.
 LORA_PINNING: Final = (

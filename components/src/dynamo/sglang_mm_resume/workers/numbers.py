@@ -101,6 +101,7 @@ class Numbers:
         for name in _STOP_TOKENS:
             self._require_tokens("stop_token_ids", stop.get(name) or ())
         _require_room_for_an_end(request)
+        _require_no_rank(request)
 
     def _require_tokens(self, name: str, token_ids: Sequence[Any]) -> None:
         """Each an index of the engine's tensors. A prompt has thousands: two passes in C."""
@@ -128,6 +129,16 @@ def _require_room_for_an_end(request: Request) -> None:
             f"min_tokens: {least} is not possible with guided decoding (response_format, "
             "guided_..., tools with a schema): where the grammar ends an answer, an engine would "
             "have no token to choose: leave min_tokens out"
+        )
+
+
+def _require_no_rank(request: Request) -> None:
+    """Of a prefill worker, which nobody has chosen yet: a decode engine would find no KV there."""
+    rank = _section(request, "routing").get("prefill_dp_rank")
+    if rank is not None:
+        raise _refused(
+            f"prefill_dp_rank: {rank!r:.40} is not possible: the processor chooses the prefill "
+            "worker: leave it out"
         )
 
 
