@@ -2,15 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry point `sglang.srt.plugins`: P/D over NIXL in host memory, videos, LoRA, ranks.
 
-SGLang calls `register` once in each of its processes. It registers KV memory with NIXL as GPU
-memory unless told otherwise, which fails where there is none, and has NIXL poll without a pause.
-It pins the frames of a video and what belongs to LoRA adapters for a GPU, which fails alike, and
-has the ranks of an engine talk over NCCL where that is installed, GPU or not.
+SGLang calls `register` once in each of its processes. On all machines, `finite_logits.py` keeps a
+request from ending the engine. The rest is for machines without an accelerator. SGLang registers
+KV memory with NIXL as GPU memory unless told otherwise, which fails where there is none, and has
+NIXL poll without a pause. It pins the frames of a video and what belongs to LoRA adapters for a
+GPU, which fails alike, and has the ranks of an engine talk over NCCL where that is installed, GPU
+or not.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
+
+from dynamo.sglang_mm_resume.sglang_cpu import finite_logits
 
 KV_MANAGER_INIT = "sglang.srt.disaggregation.nixl.conn.NixlKVManager.__init__"
 NIXL_AGENT_INIT = "nixl._api.nixlBind.nixlAgent.__init__"
@@ -28,7 +32,8 @@ POLL_PERIOD_US: Final = 1000
 
 
 def register() -> None:
-    """Hook into what SGLang uses; does nothing where torch sees an accelerator."""
+    """Hook into what SGLang uses; where torch sees an accelerator, keep logits finite only."""
+    finite_logits.register()
     from dynamo.sglang_mm_resume.sglang_cpu.platform import has_accelerator
 
     if has_accelerator():
