@@ -253,10 +253,10 @@ class Fuzz:
 
 def status_of(answer: Answer) -> int:
     """Of the answer, or of the error that ended its stream."""
-    if answer.error is None:
+    if answer.error is None or answer.status != 200:
         return answer.status
     code = answer.error.get("code") if isinstance(answer.error, dict) else None
-    return code if answer.status == 200 and isinstance(code, int) else max(answer.status, 400)
+    return code if isinstance(code, int) else 500
 
 
 def requests_in(text: str) -> list[Request]:

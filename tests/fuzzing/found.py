@@ -1,0 +1,39 @@
+# SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
+# SPDX-License-Identifier: Apache-2.0
+"""Requests that ended an engine, or held up everybody else, made as small as they can be.
+
+Each is sent again by tests/faults/test_fuzz.py. What a comment says happened before it was cured.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.fuzzing.requests import CHAT, TEXT, Request
+from tests.fuzzing.sampling import VOCABULARY
+from tests.support.deployments import MODEL_NAME
+
+
+def _chat(name: str, **fields: Any) -> Request:
+    question = {"role": "user", "content": "What is this?"}
+    body = {"model": MODEL_NAME, "messages": [question], "max_tokens": 16, "temperature": 1}
+    return Request(CHAT, body | fields, name=name)
+
+
+FOUND = [
+    # An id beyond the vocabulary is an index out of range in the engine, which exits.
+    _chat("stop-id-beyond-the-vocabulary", stop_token_ids=[VOCABULARY + 88], min_tokens=2),
+    Request(
+        TEXT,
+        {"model": MODEL_NAME, "prompt": [1, VOCABULARY], "max_tokens": 4},
+        name="prompt-id-beyond-the-vocabulary",
+    ),
+    # No token can be drawn; the engine exits.
+    _chat("floor-above-the-only-choice", guided_choice=["a circle"], min_tokens=14),
+    _chat("all-tokens-are-stops", stop_token_ids=list(range(VOCABULARY)), min_tokens=2),
+    _chat("grammar-without-an-answer", guided_grammar="root ::= root"),
+    _chat("tiny-repetition-penalty", repetition_penalty=1e-30),
+    # The engine asks the grammar for the next token, for a minute, before it serves anybody else.
+    _chat("nested-repetitions", guided_regex="(((((.*)*)*)*)*)*", max_tokens=512),
+    _chat("nested-counts", guided_regex="(.{1,1000}){1,1000}", max_tokens=512),
+]
