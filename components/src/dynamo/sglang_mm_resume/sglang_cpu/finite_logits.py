@@ -2,10 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request whose next token cannot be drawn ends alone, and not with its engine.
 
-SGLang draws with `torch.multinomial`, which raises for a row that is not a distribution; its
-scheduler then exits, and the engine with it. Such a row needs no bad value in the request: a
-grammar allows only the end token while `min_tokens` forbids it, `stop_token_ids` with `min_tokens`
-name the whole vocabulary, a grammar has no answer at all, or a tiny `repetition_penalty` overflows.
+Where a request of a batch limits what is drawn from (`top_k`, `top_p`, `min_p`), SGLang draws for the
+whole batch with `torch.multinomial`, unless FlashInfer does it. That raises for a row that is not a
+distribution; the scheduler then exits, and the engine with it. Such a row needs no bad value in a
+request: a grammar allows only the end token while `min_tokens` forbids it, `stop_token_ids` with
+`min_tokens` name the whole vocabulary, a grammar has no answer at all, or a tiny
+`repetition_penalty` overflows.
 """
 
 from __future__ import annotations
