@@ -2,11 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """A request whose next token cannot be drawn ends alone, and not with its engine.
 
-Where a request of a batch limits what is drawn from (`top_k`, `top_p`, `min_p`), SGLang draws for the
-whole batch with `torch.multinomial`, unless FlashInfer does it. That raises for a row that is not a
-distribution; the scheduler then exits, and the engine with it. Such a row needs no bad value in a
-request: a grammar allows only the end token while `min_tokens` forbids it, `stop_token_ids` with
-`min_tokens` name the whole vocabulary, a grammar has no answer at all, or a tiny
+Where a request of a batch limits what is drawn from (`top_k`, `top_p`, `min_p`), SGLang draws for
+the whole batch with `torch.multinomial`, unless FlashInfer does it. That raises for a row that is
+not a distribution; the scheduler then exits, and the engine with it. Such a row needs no bad value
+in a request: a grammar allows only the end token while `min_tokens` forbids it, `stop_token_ids`
+with `min_tokens` name the whole vocabulary, a grammar has no answer at all, or a tiny
 `repetition_penalty` overflows.
 """
 
