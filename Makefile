@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help env aiperf demo demo-model test test-full nightly lint format types pytest bench bench-http soak \
-    wheel clean
+    fuzz wheel clean
 
 help: ## Print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -64,8 +64,8 @@ test-full: TIER := full
 test-full: test ## What must hold for a merge: every topology, fault and refusal on real deployments
 
 nightly: TIER := nightly
-nightly: aiperf pytest ## The rest: matrices, clients of other projects, then soak
-	@$(MAKE) --no-print-directory soak
+nightly: aiperf pytest ## The rest: matrices, clients of other projects, then soak and fuzz
+	@$(MAKE) --no-print-directory soak fuzz
 
 lint: $(STAMP) ## Check style and formatting
 	@echo "lint: ruff"
@@ -92,6 +92,9 @@ bench-http: $(STAMP) ## Measure whole graphs over HTTP, ours and Dynamo's own, f
 
 soak: $(STAMP) ## Load the graph for ten minutes while faults are injected (ARGS="--minutes 2")
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+fuzz: $(STAMP) ## Send random requests for five minutes (ARGS="--minutes 2 --seed 7")
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 wheel: $(STAMP) ## Build dist/*.whl and dist/*.tar.gz
 	@$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist .

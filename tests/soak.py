@@ -14,32 +14,28 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import subprocess
 import sys
 import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
-import psutil
 
 from examples.local_stack import LocalStack
 from tests.support.client import Answer, ask, data_url
-from tests.support.deployments import FAULTS, MODEL_NAME, READY_DEADLINE_S, Deployment, Keeper
+from tests.support.deployments import FAULTS, MODEL_NAME, READY_DEADLINE_S, Deployment
 from tests.support.discovery import BACK_DEADLINE_S, LEASE_S, reregistrations
 from tests.support.faults import asking
+from tests.support.load import deployed, sampled_memory
 from tests.support.oracle import Oracle
 from tests.support.pictures import patchwork
 from tests.support.worker_status import get, leftovers, status_of, wait_until
-
-ROOT = Path(__file__).parents[1]
 
 DEPLOYMENT = Deployment(
     "soak",
@@ -51,7 +47,6 @@ DEPLOYMENT = Deployment(
     num_encode=2,
     num_prefill=2,
 )
-SEED_OF_WEIGHTS = 1
 QUESTION = "What is this?"
 MAX_TOKENS = 8
 #: 16 to 400 tokens; the pool holds 128.
@@ -65,7 +60,6 @@ and the few seconds in which others notice its end."""
 BURST = 40
 BETWEEN_FAULTS_S = (3.0, 10.0)
 HOME_DEADLINE_S = 90.0
-SAMPLE_EVERY_S = 1.0
 
 
 @dataclass(frozen=True)
@@ -111,17 +105,17 @@ class Soak:
             threading.Thread(target=self._client, args=(random.Random(self._random.random()),))
             for _ in range(CLIENTS)
         ]
-        sampler = threading.Thread(target=self._sample_memory)
-        for thread in (*clients, sampler):
+        for thread in clients:
             thread.start()
         try:
-            while time.monotonic() - started_at < seconds:
-                self._over.wait(self._random.uniform(*BETWEEN_FAULTS_S))
-                self._inject()
-                _show(self.report, time.monotonic() - started_at, seconds)
+            with sampled_memory(self._stack) as self.report.peak_mib:
+                while time.monotonic() - started_at < seconds:
+                    self._over.wait(self._random.uniform(*BETWEEN_FAULTS_S))
+                    self._inject()
+                    _show(self.report, time.monotonic() - started_at, seconds)
         finally:
             self._over.set()
-            for thread in (*clients, sampler):
+            for thread in clients:
                 thread.join()
         self._stack.wait_ready(READY_DEADLINE_S)
         wait_until(lambda: not leftovers(self._stack), HOME_DEADLINE_S)
@@ -253,16 +247,6 @@ class Soak:
         with self._lock:
             self.report.problems.append(text)
 
-    def _sample_memory(self) -> None:
-        peak = self.report.peak_mib
-        while not self._over.wait(SAMPLE_EVERY_S):
-            for process in self._stack.processes:
-                try:
-                    mib = _family_mib(process.pid)
-                except psutil.Error:
-                    continue  # killed in this moment, by us
-                peak[process.name] = max(peak.get(process.name, 0), mib)
-
 
 def _outcome(question: Question, answer: Answer) -> str:
     """One word; `wrong` and `unexpected` are what must not happen."""
@@ -275,13 +259,6 @@ def _outcome(question: Question, answer: Answer) -> str:
     if code in (503, 504, 404) and answer.finish_reason is None:
         return "refused" if answer.status != 200 else "broken off with an error"
     return "unexpected"
-
-
-def _family_mib(pid: int) -> int:
-    """Unique memory of a process and its children."""
-    process = psutil.Process(pid)
-    family = [process, *process.children(recursive=True)]
-    return round(sum(member.memory_full_info().uss for member in family) / 2**20)
 
 
 def questions_for(oracle: Oracle) -> list[Question]:
@@ -331,20 +308,6 @@ def _print(report: Report) -> None:
         print(f"  {line}")
 
 
-@contextmanager
-def _stack(folder: Path) -> Iterator[tuple[LocalStack, Oracle]]:
-    model = folder / "model"
-    build = ROOT / "examples" / "demo_model" / "build.py"
-    command = [sys.executable, build, "--out", model, "--seed", str(SEED_OF_WEIGHTS)]
-    subprocess.run(command, check=True, capture_output=True)
-    keeper = Keeper({"random": model, "trained": model}, folder / "logs")
-    try:
-        print("soak: starting two encode and two prefill workers", flush=True)
-        yield keeper.get(DEPLOYMENT), Oracle(model)
-    finally:
-        keeper.stop()
-
-
 def main() -> int:
     """0 if nothing was lost."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
@@ -353,7 +316,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write the report to this file as well")
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp(prefix="mm-resume-soak-"))
-    with _stack(folder) as (stack, oracle):
+    print("soak: starting two encode and two prefill workers", flush=True)
+    with deployed(DEPLOYMENT, folder) as (stack, oracle):
         soak = Soak(stack, questions_for(oracle), arguments.seed)
         report = soak.run(60 * arguments.minutes)
     _print(report)

@@ -77,11 +77,6 @@ CASES = [
         "repetition_penalty: ",
         {"repetition_penalty": 1e-45, **SAMPLED},
     ),
-    Case(
-        "min-tokens-of-a-grammar",
-        "min_tokens: 6 is not possible with guided decoding",
-        {"guided_regex": "a", "min_tokens": 6, **SAMPLED},
-    ),
 ]
 
 

@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
+from sglang.srt.plugins.hook_registry import HookType
 
-from dynamo.sglang_mm_resume.sglang_cpu import hooks, platform
+from dynamo.sglang_mm_resume.sglang_cpu import finite_logits, hooks, platform
 
 ROOT = Path(__file__).parents[2]
 GROUPS = ["sglang.srt.platforms", "sglang.srt.plugins"]
@@ -26,6 +27,11 @@ ASKED = [
     ("srt/mem_cache/kv_cache_configurator.py", "get_mha_kv_pool_cls"),
     ("srt/mem_cache/kv_cache_configurator.py", "get_paged_allocator_cls"),
     ("srt/utils/common.py", "get_compile_backend"),
+]
+
+#: On every machine.
+FINITE_LOGITS = [
+    (target, finite_logits.keep_finite, HookType.AFTER) for target in finite_logits.TARGETS
 ]
 
 
@@ -60,7 +66,7 @@ def test_inactive_where_torch_sees_an_accelerator(
     monkeypatch.setattr(device, "is_available", lambda: True)
     assert platform.activate() is None
     hooks.register()
-    assert registered == []
+    assert registered == FINITE_LOGITS
 
 
 def test_inactive_where_the_own_cpu_engine_of_sglang_is_wanted(
@@ -105,15 +111,13 @@ def test_sglang_asks_the_platform(file: str, name: str) -> None:
 
 
 def test_hooks_are_registered_before_what_they_change(registered: list[Any]) -> None:
-    from sglang.srt.plugins.hook_registry import HookType
-
     hooks.register()
     assert registered == [
+        *FINITE_LOGITS,
         (hooks.KV_MANAGER_INIT, hooks.kv_in_host_memory, HookType.BEFORE),
         (hooks.NIXL_AGENT_INIT, hooks.rest_between_polls, HookType.BEFORE),
         (hooks.PIN_MEMORY, hooks.leave_unpinned, HookType.REPLACE),
         (hooks.NCCL_INIT, hooks.leave_nccl_out, HookType.REPLACE),
-        (hooks.SAMPLING, hooks.fill_rows_without_a_choice, HookType.BEFORE),
         *((target, hooks.without_pinning, HookType.AROUND) for target in hooks.LORA_PINNING),
     ]
 
@@ -134,21 +138,6 @@ def test_memory_is_not_pinned_for_a_device_that_is_not_there() -> None:
     frames = torch.zeros(2, 3)
     assert hooks.leave_unpinned(frames, device="cuda") is frames
     assert pkgutil.resolve_name(hooks.PIN_MEMORY) is torch.Tensor.pin_memory
-
-
-def test_a_request_without_a_choice_leaves_the_others_of_its_batch_theirs() -> None:
-    """Row 1 is that of a grammar which allows no token."""
-    sample = pkgutil.resolve_name(hooks.SAMPLING)
-    only = torch.tensor([[-torch.inf, 0.0, -torch.inf], [-torch.inf] * 3])
-    probabilities = only.softmax(dim=-1)
-    top_k, top_p, min_p = torch.tensor([1, 1]), torch.tensor([0.9, 0.9]), torch.zeros(2)
-    rest = (top_k, top_p, min_p, False, None, torch.zeros(2, dtype=torch.long))
-    with pytest.raises(RuntimeError, match="inf"):
-        sample(probabilities.clone(), *rest)
-    assert hooks.fill_rows_without_a_choice(probabilities, *rest) is None
-    tokens = sample(probabilities, *rest).tolist()
-    assert tokens[0] == 1
-    assert tokens[1] in range(3)
 
 
 @pytest.mark.parametrize("rests", [False, True])
@@ -222,6 +211,7 @@ def test_sglang_finds_both_plug_ins_in_a_process_of_its_own() -> None:
     assert done.returncode == 0, done.stderr
     targets = sorted(
         [
+            *finite_logits.TARGETS,
             hooks.NIXL_AGENT_INIT,
             hooks.KV_MANAGER_INIT,
             hooks.NCCL_INIT,

@@ -105,11 +105,20 @@ def post(
     headers: dict[str, str] | None = None,
 ) -> Answer:
     """Send any request of the OpenAI API."""
+    content = json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return send(url, content, timeout_s, headers)
+
+
+def send(
+    url: str, content: bytes, timeout_s: float = 120.0, headers: dict[str, str] | None = None
+) -> Answer:
+    """Send any body, which is JSON or claims to be."""
     started_at = time.monotonic()
+    headers = {"content-type": "application/json"} | (headers or {})
     # trust_env: loopback must not go through a proxy that the environment names.
     with (
         httpx.Client(trust_env=False, timeout=timeout_s) as client,
-        client.stream("POST", url, json=body, headers=headers) as response,
+        client.stream("POST", url, content=content, headers=headers) as response,
     ):
         answer = Answer(response.status_code)
         if response.headers.get("content-type", "").startswith("text/event-stream"):

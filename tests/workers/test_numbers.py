@@ -123,13 +123,6 @@ def test_fewer_tokens_at_most_than_at_least() -> None:
     assert message == "min_tokens: 5 is more than max_tokens, which is 4"
 
 
-def test_a_grammar_may_not_end_where_an_answer_may_not() -> None:
-    guided = {"sampling_options": {"guided_decoding": {"regex": "a"}}, "token_ids": [1]}
-    NUMBERS.require_possible({**guided, "stop_conditions": {"min_tokens": 0}})
-    message = refusal_of({**guided, "stop_conditions": {"min_tokens": 1}})
-    assert message.startswith("min_tokens: 1 is not possible with guided decoding")
-
-
 def test_no_rank_of_a_prefill_worker_that_is_not_chosen_yet() -> None:
     """A decode engine would look for KV there, in vain."""
     message = refusal_of(a_request("routing", prefill_dp_rank=0))

@@ -2,23 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """Entry point `sglang.srt.plugins`: P/D over NIXL in host memory, videos, LoRA, ranks.
 
-SGLang calls `register` once in each of its processes. It registers KV memory with NIXL as GPU
-memory unless told otherwise, which fails where there is none, and has NIXL poll without a pause.
-It pins the frames of a video and what belongs to LoRA adapters for a GPU, which fails alike, and
-has the ranks of an engine talk over NCCL where that is installed, GPU or not. It samples with
-torch, which raises where a grammar leaves no token to choose.
+SGLang calls `register` once in each of its processes. On all machines, `finite_logits.py` keeps a
+request from ending the engine. The rest is for machines without an accelerator. SGLang registers
+KV memory with NIXL as GPU memory unless told otherwise, which fails where there is none, and has
+NIXL poll without a pause. It pins the frames of a video and what belongs to LoRA adapters for a
+GPU, which fails alike, and has the ranks of an engine talk over NCCL where that is installed, GPU
+or not.
 """
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
+from dynamo.sglang_mm_resume.sglang_cpu import finite_logits
+
 KV_MANAGER_INIT = "sglang.srt.disaggregation.nixl.conn.NixlKVManager.__init__"
 NIXL_AGENT_INIT = "nixl._api.nixlBind.nixlAgent.__init__"
 PIN_MEMORY = "torch.Tensor.pin_memory"
 NCCL_INIT = "sglang.srt.distributed.device_communicators.pynccl_wrapper.NCCLLibrary.__init__"
-#: Samples for a whole batch if one request has top_k, top_p, min_p, or is greedy.
-SAMPLING = "sglang.srt.layers.sampler.top_k_top_p_min_p_sampling_from_probs_torch"
 #: What pins memory for LoRA adapters: when an engine starts, loads one, and for every batch.
 LORA_PINNING: Final = (
     "sglang.srt.lora.lora_manager.LoRAManager.__init__",
@@ -31,7 +32,8 @@ POLL_PERIOD_US: Final = 1000
 
 
 def register() -> None:
-    """Hook into what SGLang uses; does nothing where torch sees an accelerator."""
+    """Hook into what SGLang uses; where torch sees an accelerator, keep logits finite only."""
+    finite_logits.register()
     from dynamo.sglang_mm_resume.sglang_cpu.platform import has_accelerator
 
     if has_accelerator():
@@ -42,7 +44,6 @@ def register() -> None:
     HookRegistry.register(NIXL_AGENT_INIT, rest_between_polls, HookType.BEFORE)
     HookRegistry.register(PIN_MEMORY, leave_unpinned, HookType.REPLACE)
     HookRegistry.register(NCCL_INIT, leave_nccl_out, HookType.REPLACE)
-    HookRegistry.register(SAMPLING, fill_rows_without_a_choice, HookType.BEFORE)
     for target in LORA_PINNING:
         HookRegistry.register(target, without_pinning, HookType.AROUND)
 
@@ -71,16 +72,6 @@ def rest_between_polls(agent: Any, name: str, config: Any) -> None:
     Without, a prefill and a decode engine take two cores for ever, from all others of the machine.
     """
     config.pthrDelay = POLL_PERIOD_US
-
-
-def fill_rows_without_a_choice(probabilities: Any, *_: Any, **__: Any) -> None:
-    """Make each row of `(requests, vocabulary)` one that torch can sample from, in place.
-
-    Where a grammar allows no token, a row has no number, and torch raises: the engine ends, with
-    the requests of everybody. From a filled row any token is drawn. The grammar does not accept
-    that token, and SGLang ends the one request.
-    """
-    probabilities.nan_to_num_(nan=1.0)
 
 
 def without_pinning(original: Callable[..., Any], *args: Any, **named: Any) -> Any:

@@ -124,12 +124,6 @@ def _require_room_for_an_end(request: Request) -> None:
     most = stop.get("max_tokens")
     if most is not None and least > most:
         raise _refused(f"min_tokens: {least} is more than max_tokens, which is {most}")
-    if least and _section(request, "sampling_options").get("guided_decoding"):
-        raise _refused(
-            f"min_tokens: {least} is not possible with guided decoding (response_format, "
-            "guided_..., tools with a schema): where the grammar ends an answer, an engine would "
-            "have no token to choose: leave min_tokens out"
-        )
 
 
 def _require_no_rank(request: Request) -> None:

@@ -36,6 +36,7 @@ from dynamo.sglang_mm_resume.workers.errors import (
     relayed,
     to_http,
 )
+from dynamo.sglang_mm_resume.workers.grammars import require_bounded
 from dynamo.sglang_mm_resume.workers.hand_off import (
     SLACK_S,
     Destination,
@@ -242,6 +243,7 @@ class Processor:
         """By one prefill worker; if that fails, by another, which goes on where it ended."""
         normalize_request_token_ids(request)
         self._numbers.require_possible(request)
+        require_bounded(request)
         media = media_of(request, self._placeholders, self._settings.max_media_items)
         small = route == ANY_ROUTE and await self._adaptive.is_small(media)
         if media and not small:
