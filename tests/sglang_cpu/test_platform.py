@@ -217,7 +217,6 @@ def test_sglang_finds_both_plug_ins_in_a_process_of_its_own() -> None:
             hooks.NCCL_INIT,
             *hooks.LORA_PINNING,
             hooks.PIN_MEMORY,
-            hooks.SAMPLING,
         ]
     )
     assert f"found TorchNativeCpuPlatform {' '.join(targets)}" in done.stdout
