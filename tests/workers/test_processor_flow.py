@@ -129,6 +129,19 @@ async def test_what_could_end_an_engine_reaches_no_worker(with_picture: bool) ->
     assert [peer.calls for peer in workers] == [[]] * 4
 
 
+@pytest.mark.parametrize("guided", [None, {"regex": "a"}])
+async def test_an_answer_that_the_engine_aborts_is_an_error(guided: Any) -> None:
+    """R14. A grammar that allows no further token is the client's."""
+
+    async def aborts(request: dict[str, Any]) -> AsyncIterator[Any]:
+        yield {"index": 0, "token_ids": [5]}
+        yield {"index": 0, "token_ids": [], "finish_reason": "cancelled"}
+
+    asked = ask(a_processor(answer=aborts), sampling_options={"guided_decoding": guided})
+    with pytest.raises(InvalidArgument if guided else HttpError, match=r"no further|abort"):
+        await asyncio.wait_for(asked, DEADLINE_S)
+
+
 async def test_an_answer_that_breaks_off_is_an_error() -> None:
     """R14: never a partial answer with status 200."""
 

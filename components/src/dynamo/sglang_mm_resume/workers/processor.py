@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import AsyncGenerator, Collection, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from dynamo.common.backend.health_check import is_probe
 from dynamo.common.utils.token_ids import normalize_request_token_ids
@@ -70,6 +70,8 @@ UNKNOWN_LENGTH = 2**31
 MAX_WARM_UPS = 16
 #: A request is served by one prefill worker, and by another if that one fails.
 MAX_ATTEMPTS = 2
+#: How Dynamo's handlers call an answer that SGLang has aborted.
+CANCELLED: Final = "cancelled"
 #: Workers that may answer a part of a request each. What brings engines down must come to an end.
 MAX_PARTS = 4
 
@@ -369,6 +371,8 @@ class Processor:
             async for chunk in self._chunks(request, prefill, context):
                 if chunk.get("token_ids"):
                     first_token.end()
+                if chunk.get("finish_reason") == CANCELLED and not context.is_stopped():
+                    raise _aborted(request)
                 if chunk.get("finish_reason"):
                     unfinished.discard(chunk.get("index") or 0)
                 yield chunk
@@ -396,6 +400,17 @@ class Processor:
 def _for_engine(media: Iterable[Media]) -> dict[str, Any]:
     """What the prefill worker must know of media that its engine is to encode."""
     return {LOCAL_MEDIA_KEY: [item.model_dump() for item in media]}
+
+
+def _aborted(request: dict[str, Any]) -> ResumeError:
+    """SGLang gives no reason. For guided decoding only one is known."""
+    if (request.get("sampling_options") or {}).get("guided_decoding"):
+        return Refused(
+            Reason.BAD_REQUEST,
+            "what guides the answer (response_format, guided_..., tools) allows no further token: "
+            "let it allow an end, and more than min_tokens or ignore_eos ask for",
+        )
+    return TransferFailed("the engine aborted the request")
 
 
 def _of_prefill(error: Exception, prefill: int) -> Exception:
