@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from dynamo.sglang_mm_resume.config import Settings
-from dynamo.sglang_mm_resume.core.errors import RETRYABLE, Refused
+from dynamo.sglang_mm_resume.core.errors import RETRYABLE, Reason, Refused
 from dynamo.sglang_mm_resume.workers import run as run_module
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     Admission,
@@ -152,7 +152,8 @@ async def test_a_worker_that_leaves_accepts_nothing_and_finishes_what_it_has_beg
         await asyncio.sleep(0)
         assert not idle.done()
     await asyncio.wait_for(idle, DEADLINE_S)
-    assert caught.value.reason in RETRYABLE, "another worker will do it"
+    assert caught.value.reason is Reason.DRAINING
+    assert Reason.DRAINING in RETRYABLE, "another worker will do it"
 
 
 def test_a_worker_that_is_lost_ends_with_one_line(

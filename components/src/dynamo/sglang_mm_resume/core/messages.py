@@ -51,6 +51,8 @@ Seconds = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 MAX_REFUSAL_CHARS: Final = 1000
 #: The first version with videos.
 VIDEO_VERSION: Final = 3
+#: The first version in which a worker that shuts down says so; before, it was overloaded.
+DRAINING_VERSION: Final = 3
 #: Bytes of a notice at most; a whole one has some 200.
 MAX_NOTICE_BYTES: Final = 1024
 #: Blocks of a pool at most: a writer prepares a list of all of them.
@@ -474,6 +476,8 @@ def dump(message: Message, version: int = PROTOCOL_VERSION) -> dict[str, Any]:
     grant's chunks are for its receiver.
     """
     fields = message.model_dump() | {"v": version}
+    if fields.get("reason") is Reason.DRAINING and version < DRAINING_VERSION:
+        fields["reason"] = Reason.OVERLOADED
     if isinstance(message, Hello | Welcome):
         fields["layout"]["protocol_version"] = version
     return {k: v.value if isinstance(v, Reason) else v for k, v in fields.items()}

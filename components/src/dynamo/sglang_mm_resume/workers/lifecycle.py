@@ -11,7 +11,7 @@ from typing import Any, Protocol, TypeVar
 
 from dynamo.common.utils.runtime import create_runtime
 
-from dynamo.sglang_mm_resume.core.errors import Reason, Refused
+from dynamo.sglang_mm_resume.core.errors import SHUTS_DOWN, Reason, Refused
 from dynamo.sglang_mm_resume.transport.tasks import unless
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class Admission:
     def require_open(self) -> None:
         """Raises `Refused` once the worker shuts down: another one will do it."""
         if self._leaving:
-            raise Refused(Reason.OVERLOADED, "this worker shuts down: try again later")
+            raise Refused(Reason.DRAINING, SHUTS_DOWN)
 
     @contextmanager
     def work(self) -> Iterator[None]:
