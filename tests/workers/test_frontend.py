@@ -15,7 +15,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from dynamo.sglang_mm_resume.args import SettingError
+from dynamo.sglang_mm_resume.args import BadArgument
 from dynamo.sglang_mm_resume.workers.relay import relay
 from dynamo.sglang_mm_resume.workers.role import choose
 from dynamo.sglang_mm_resume.workers.start_frontend import (
@@ -274,7 +274,7 @@ def test_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_wrong_retry_after_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for argv in ([f"--retry-after={value}"], []):
         monkeypatch.setenv(RETRY_AFTER.env, value)
-        with pytest.raises(SettingError, match=r"--retry-after.*RETRY_AFTER_S"):
+        with pytest.raises(BadArgument, match=r"--retry-after.*RETRY_AFTER_S"):
             parse_retry_after(argv)
 
 
@@ -295,7 +295,7 @@ def test_the_address_is_dynamos(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_cannot_be_relayed_is_refused(argv: list[str], says: str) -> None:
-    with pytest.raises(SettingError, match=says):
+    with pytest.raises(BadArgument, match=says):
         relay_address(argv)
 
 
@@ -324,5 +324,5 @@ def test_the_limit_of_a_body_is_dynamos(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv("DYN_HTTP_BODY_LIMIT_MB", "7")
     assert max_body_mib() == 7
     monkeypatch.setenv("DYN_HTTP_BODY_LIMIT_MB", "many")
-    with pytest.raises(SettingError, match="DYN_HTTP_BODY_LIMIT_MB: 'many'"):
+    with pytest.raises(BadArgument, match="DYN_HTTP_BODY_LIMIT_MB: 'many'"):
         max_body_mib()

@@ -16,14 +16,14 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import uvloop
 from dynamo.common.configuration.utils import add_argument
 from dynamo.frontend.frontend_args import FrontendArgGroup
 from dynamo.frontend.main import main as dynamo_main
 
-from dynamo.sglang_mm_resume.args import SettingError
+from dynamo.sglang_mm_resume.args import BadArgument, exit_on_bad_argument
 from dynamo.sglang_mm_resume.config import SettingSpec
 from dynamo.sglang_mm_resume.workers.relay import relay
 
@@ -64,13 +64,11 @@ def run() -> None:
     if "-h" in argv or "--help" in argv:
         print_help()
         return
-    try:
+    with exit_on_bad_argument():
         retry_after_s, rest = parse_retry_after(argv)
         host, port = relay_address(rest)
         limit_mib = max_body_mib()
         listener = _listener(host, port)
-    except SettingError as error:
-        _refuse(str(error))
     os.environ.setdefault(_PEEK_ENV, _PEEK_MS)
     with listener, _reserved_port() as own_port:
         # The last one counts.
@@ -81,10 +79,10 @@ def run() -> None:
 
 
 def max_body_mib() -> int:
-    """The largest request body that Dynamo's server takes. Raises SettingError."""
+    """The largest request body that Dynamo's server takes. Raises BadArgument."""
     text = os.environ.get(_BODY_LIMIT_ENV, _BODY_LIMIT_MIB)
     if not text.isdecimal():
-        raise SettingError(f"{_BODY_LIMIT_ENV}: {text!r} is not a whole number of MiB")
+        raise BadArgument(f"{_BODY_LIMIT_ENV}: {text!r} is not a whole number of MiB")
     return int(text)
 
 
@@ -98,24 +96,24 @@ def print_help() -> None:
 def parse_retry_after(argv: Sequence[str]) -> tuple[int, list[str]]:
     """Seconds for `Retry-After`, and the arguments that are Dynamo's.
 
-    Raises SettingError for a value that is no positive whole number.
+    Raises BadArgument for a value that is no positive whole number.
     """
     try:
         given, rest = _build_parser().parse_known_args(argv)
     except argparse.ArgumentError as error:
-        raise SettingError(f"{RETRY_AFTER.label}: {error.message}") from None
+        raise BadArgument(f"{RETRY_AFTER.label}: {error.message}") from None
     return given.retry_after, rest
 
 
 def relay_address(argv: Sequence[str]) -> tuple[str, int]:
     """Host and port that Dynamo would serve on, from the flags or the environment.
 
-    Raises SettingError for what the relay cannot stand in front of.
+    Raises BadArgument for what the relay cannot stand in front of.
     """
     config, _ = _dynamo_parser().parse_known_args(argv)
     for name, complaint in _REFUSED.items():
         if getattr(config, name):
-            raise SettingError(complaint)
+            raise BadArgument(complaint)
     return config.http_host, config.http_port
 
 
@@ -156,12 +154,12 @@ def _seconds(text: str) -> int:
     try:
         value = int(text)
     except ValueError:
-        raise SettingError(
+        raise BadArgument(
             f"{RETRY_AFTER.label}: {text!r} is not a whole number of {RETRY_AFTER.unit}"
         ) from None
     complaint = RETRY_AFTER.complaint(value)
     if complaint is not None:
-        raise SettingError(f"{RETRY_AFTER.label}: {complaint}")
+        raise BadArgument(f"{RETRY_AFTER.label}: {complaint}")
     return value
 
 
@@ -170,7 +168,7 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise SettingError(f"--http-host, --http-port: {host}:{port}: {error}") from None
+        raise BadArgument(f"--http-host, --http-port: {host}:{port}: {error}") from None
 
 
 @contextmanager
@@ -206,8 +204,3 @@ def _in_thread(context: AbstractAsyncContextManager[None]) -> Iterator[None]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-def _refuse(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)
