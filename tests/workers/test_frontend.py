@@ -270,6 +270,10 @@ def test_retry_after(monkeypatch: pytest.MonkeyPatch) -> None:
     assert parse_retry_after(["--retry-after=5", "-i"]) == (5, ["-i"])
 
 
+def test_help_names_every_status_that_gets_the_header() -> None:
+    assert RETRY_AFTER.text.endswith("429, 503, 504, 529.")
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "soon", "", "86401"])
 def test_a_wrong_retry_after_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for argv in ([f"--retry-after={value}"], []):

@@ -25,7 +25,7 @@ from dynamo.frontend.main import main as dynamo_main
 
 from dynamo.sglang_mm_resume.args import BadArgument, exit_on_bad_argument
 from dynamo.sglang_mm_resume.config import SettingSpec
-from dynamo.sglang_mm_resume.workers.relay import relay
+from dynamo.sglang_mm_resume.workers.relay import RETRY_STATUSES, relay
 
 PROG: Final = "python -m dynamo.sglang_mm_resume.frontend"
 
@@ -33,7 +33,8 @@ RETRY_AFTER: Final = SettingSpec(
     "--retry-after",
     "DYN_SGL_MM_RESUME_RETRY_AFTER_S",
     "seconds",
-    "Value of the header Retry-After on answers with status 429, 503 or 529 that have none.",
+    "Value of the header Retry-After on answers that have none and whose status is one of "
+    f"{', '.join(map(str, sorted(RETRY_STATUSES)))}.",
     maximum=86_400,
 )
 DEFAULT_RETRY_AFTER_S: Final = 1
