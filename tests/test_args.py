@@ -130,7 +130,7 @@ def refused(capsys: pytest.CaptureFixture[str]) -> Any:
     """Parse, expect a refusal, and return the one line that it prints."""
 
     def refuse(*argv: str) -> str:
-        with pytest.raises(SystemExit) as caught:
+        with pytest.raises(SystemExit) as caught, args.exit_on_bad_argument():
             parse_settings(argv)
         assert caught.value.code == 2
         printed = capsys.readouterr()

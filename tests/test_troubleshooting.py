@@ -12,7 +12,7 @@ import re
 
 import pytest
 
-from dynamo.sglang_mm_resume.args import parse_settings
+from dynamo.sglang_mm_resume.args import BadArgument, parse_settings
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.core.layout import Layout
 from tests.support.log_lines import (
@@ -74,7 +74,7 @@ def test_a_pool_that_does_not_fit_says_what_the_document_quotes(buffers: int) ->
     from dynamo.sglang_mm_resume.workers.pool import make_pool
 
     layout = Layout(model="any", width=16384, dtype="bfloat16", block_size=128)
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(BadArgument) as refused:
         make_pool(Settings(pool_buffers=buffers), layout, None)
     assert _is_quoted(str(refused.value))
 
@@ -84,7 +84,7 @@ def test_a_slot_of_unknown_size_says_what_the_document_quotes() -> None:
 
     settings, _ = parse_settings(["--no-use-block-allocator"])
     layout = Layout(model="any", width=8, dtype="bfloat16", block_size=settings.block_size)
-    with pytest.raises(SystemExit) as refused:
+    with pytest.raises(BadArgument) as refused:
         make_pool(settings, layout, None)
     assert _is_quoted(str(refused.value))
 

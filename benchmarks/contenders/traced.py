@@ -82,7 +82,7 @@ class TracedMemory(PoolMemory):
 class TracedAgent(NixlAgent):
     trace: Trace
 
-    async def write(self, agent: str, write: Write) -> None:
+    async def write(self, agent: str, write: Write) -> float:
         """What comes before the rows are loaded, and what after; the copy has a span of its own."""
         began = time.monotonic()
         loaded = began
@@ -93,8 +93,9 @@ class TracedAgent(NixlAgent):
             write.load()
             loaded = time.monotonic()
 
-        await super().write(agent, replace(write, load=load))
+        seconds = await super().write(agent, replace(write, load=load))
         self.trace.add(WRITE, loaded)
+        return seconds
 
 
 class TracedReceiver(OurReceiver):

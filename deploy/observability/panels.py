@@ -181,7 +181,8 @@ ROWS: Final[Sequence[Row]] = (
             ),
             Panel(
                 "Errors by kind",
-                "overloaded and timeout are 503, later; bad_request and too_long are the client's.",
+                "overloaded, draining and timeout are 503, later; "
+                "bad_request and too_long are the client's.",
                 [Query(f"{rate('errors_total', 'kind')} > 0", "{{kind}}")],
                 Unit.PER_SECOND,
             ),

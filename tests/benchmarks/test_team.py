@@ -5,13 +5,14 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import pytest
 
 from benchmarks.channel import Channel, Failed, Hung
-from benchmarks.contenders import Contender
+from benchmarks.contenders import TRACED, Contender
+from benchmarks.contenders.traced import STEPS
 from benchmarks.team import Team
 from benchmarks.workload import Order, Setup
 
@@ -19,9 +20,13 @@ HERE = "tests.support.bench_contenders"
 SETUP = Setup(tokens=16, hidden=8, in_flight=2, writers=2)
 
 
-@asynccontextmanager
-async def team_of(receiver: str, num_writers: int = 1) -> AsyncIterator[Team]:
+def team_of(receiver: str, num_writers: int = 1) -> AbstractAsyncContextManager[Team]:
     contender = Contender("message", f"{HERE}:MessageWriter", f"{HERE}:{receiver}")
+    return a_team(contender, num_writers)
+
+
+@asynccontextmanager
+async def a_team(contender: Contender, num_writers: int = 1) -> AsyncIterator[Team]:
     team = Team(contender, num_writers)
     team.spawn()
     try:
@@ -49,6 +54,15 @@ async def test_hand_offs_one_by_one_and_at_once_each_with_bytes_of_its_own() -> 
         await team.release()
         await team.start(Setup(tokens=4, hidden=16))
         await team.hand_off(Order(tokens=4, verify=True))
+
+
+async def test_the_steps_of_our_own_hand_off_are_traced() -> None:
+    """Between two processes, with NIXL: the suite `stages` has nothing else."""
+    async with a_team(TRACED) as team:
+        done = await team.hand_off(Order(tokens=10, verify=True))
+        assert list(done.details) == list(STEPS)
+        for began, ended, busy in done.details.values():
+            assert began <= ended and busy >= 0
 
 
 async def test_one_wrong_bit_is_noticed() -> None:

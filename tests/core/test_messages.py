@@ -417,3 +417,9 @@ def test_a_grant_beyond_the_end_has_no_chunks() -> None:
 
 def test_the_numbers_of_a_grant() -> None:
     assert (GRANT.capacity, GRANT.end_token, GRANT.num_chunks) == (12, 20, 2)
+
+
+def test_a_worker_of_version_2_hears_that_one_which_shuts_down_is_overloaded() -> None:
+    refusal = m.Refusal(reason=Reason.DRAINING, message="this worker shuts down")
+    assert m.dump(refusal, m.DRAINING_VERSION)["reason"] == "draining"
+    assert m.dump(refusal, 2)["reason"] == "overloaded"

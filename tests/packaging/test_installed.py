@@ -91,7 +91,7 @@ def test_it_runs(kind: str, request: pytest.FixtureRequest) -> None:
     """As far as arguments are read: there is no model here."""
     environment: Environment = request.getfixturevalue(kind)
     refused = environment.run("-m", "dynamo.sglang_mm_resume.processor", "--model-path", "/no/such")
-    assert refused.returncode == 1
+    assert refused.returncode == 2
     assert refused.stderr == "error: --model-path: there is no folder /no/such\n"
 
 
@@ -135,5 +135,5 @@ def test_help(name: str, runs: dict[str, subprocess.CompletedProcess[str]]) -> N
 
 def test_the_package_is_a_program(runs: dict[str, subprocess.CompletedProcess[str]]) -> None:
     run = runs["no role"]
-    assert run.returncode == 1
+    assert run.returncode == 2
     assert "--role" in run.stderr

@@ -31,7 +31,7 @@ from dynamo.frontend.frontend_args import FrontendArgGroup
 from dynamo.sglang.backend_args import DynamoSGLangArgGroup
 from sglang.srt.server_args import ServerArgs
 
-from dynamo.sglang_mm_resume.args import DEFAULT_TOKENS, parse_settings
+from dynamo.sglang_mm_resume.args import DEFAULT_TOKENS, BadArgument, parse_settings
 from dynamo.sglang_mm_resume.config import Settings, spec_of
 from dynamo.sglang_mm_resume.workers import start_frontend, start_processor
 from dynamo.sglang_mm_resume.workers.role import MODE_ENV
@@ -80,7 +80,7 @@ def read(command: Sequence[str], environ: Mapping[str, str]) -> CommandLine:
     with _environment(environ):
         try:
             return _READERS[module](module, argv)
-        except SystemExit as refused:
+        except (BadArgument, SystemExit) as refused:
             raise Mistake(f"{module} {argv}: refused") from refused
 
 

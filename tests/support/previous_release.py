@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 VERSION = 2
 NEW_FIELDS = frozenset({"timestamps", "second_per_grid", "lent"})
-NEW_VALUES = {"modality": "video"}
+NEW_VALUES = {"modality": "video", "reason": "draining"}
 HASH_DIGITS = 16
 
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from dynamo.sglang_mm_resume.args import BadArgument
 from dynamo.sglang_mm_resume.config import Settings, spec_of
 from dynamo.sglang_mm_resume.core.messages import Media, Sized
 from dynamo.sglang_mm_resume.workers import start_processor
@@ -91,5 +92,5 @@ def test_with_decode_workers_the_policy_is_refused(setting: str) -> None:
 
 def test_a_model_whose_pictures_have_no_known_size_is_refused(tmp_path: Path) -> None:
     assert start_processor._image_rule(Settings(encode_min_items=2), tmp_path) is None
-    with pytest.raises(SystemExit, match="--encode-min-items"):
+    with pytest.raises(BadArgument, match="--encode-min-items"):
         start_processor._image_rule(Settings(encode_min_tokens=2), tmp_path)

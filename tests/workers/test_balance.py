@@ -222,9 +222,48 @@ async def test_a_suspect_that_leaves_is_probed_no_more(monkeypatch: pytest.Monke
     workers.suspect(1)
     await _until(lambda: len(instances.probed) > 2)
     instances.ids = []
-    await _until(lambda: not workers._probing)
+    await _until(lambda: not workers._background)
     instances.ids = [1]  # the same id again is another life
     assert await next_of(workers) == 1
+
+
+async def test_a_worker_that_shuts_down_is_passed_over_until_it_has_left(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is listed for as long as it has work, and would be the one with the least of it."""
+    monkeypatch.setattr(balance, "LOOK_INTERVAL_S", 0.001)
+    instances = Instances(1, 2, 3)
+    workers = of(instances)
+    workers.drains(1)
+    workers.drains(2)
+    async with AsyncExitStack() as busy:
+        chosen = [await busy.enter_async_context(workers.borrow(favourite=1)) for _ in range(9)]
+    assert set(chosen) == {3}
+    assert not workers.has_other({3})
+    workers.drains(3)
+    with pytest.raises(NoneAlive):
+        await next_of(workers)
+    instances.ids = [4]
+    await _until(lambda: not workers._draining)
+    instances.ids = [1, 4]  # the same id again is another life
+    assert {await next_of(workers) for _ in range(4)} == {1, 4}
+    await _until(lambda: not workers._background)
+
+
+async def test_those_that_wait_are_served_by_a_worker_that_comes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nothing ends meanwhile: an autoscaler's new worker must not idle until something does."""
+    monkeypatch.setattr(balance, "LOOK_INTERVAL_S", 0.001)
+    instances = Instances(1)
+    workers = of(instances, limit=1)
+    async with workers.borrow():
+        waiting = asyncio.ensure_future(next_of(workers))
+        await asyncio.sleep(0)
+        assert workers.num_waiting == 1
+        instances.ids = [1, 2]
+        assert await asyncio.wait_for(waiting, DEADLINE_S) == 2
+    await _until(lambda: not workers._background)
 
 
 async def _until(condition: Callable[[], bool]) -> None:

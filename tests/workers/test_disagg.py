@@ -11,8 +11,15 @@ from typing import Any
 import pytest
 
 from dynamo.sglang_mm_resume.config import Settings
-from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
+from dynamo.sglang_mm_resume.core.errors import (
+    SHUTS_DOWN,
+    ProtocolError,
+    Reason,
+    Refused,
+    TransferFailed,
+)
 from dynamo.sglang_mm_resume.core.messages import Done, dump
+from dynamo.sglang_mm_resume.workers.balance import NoneAlive
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.disagg import PrefillDecode
 from dynamo.sglang_mm_resume.workers.request import ROOMS_KEY
@@ -202,6 +209,23 @@ async def test_a_decode_that_fails_ends_the_prefill() -> None:
     with pytest.raises(ValueError, match="Stream ended"):
         await graph.ask()
     graph.assert_both_are_over()
+
+
+async def test_a_decode_worker_that_shuts_down_gets_no_more_requests() -> None:
+    """Nothing was tried: the processor asks again, and the prefill worker is not to blame."""
+
+    async def shuts_down(request: dict[str, Any], context: Any) -> AsyncIterator[Any]:
+        raise ValueError(f'Unavailable: {{"message": "{SHUTS_DOWN}", "code": 503}}')
+        yield {}
+
+    graph = Graph(prefill=_until_stopped, decode=shuts_down)
+    with pytest.raises(Refused, match=f"decode worker {DECODE} shuts down") as refused:
+        await graph.ask()
+    assert refused.value.reason is Reason.DRAINING
+    with pytest.raises(NoneAlive):
+        await graph.ask()
+    assert len(graph.decode.calls) == 1
+    await graph.together.close()
 
 
 @pytest.mark.parametrize("role", ["prefill", "decode"])

@@ -18,7 +18,7 @@ import pytest
 from aiohttp import web
 from yarl import URL
 
-from dynamo.sglang_mm_resume.args import SettingError
+from dynamo.sglang_mm_resume.args import BadArgument
 from dynamo.sglang_mm_resume.config import MAX_MEDIA_ITEMS
 from dynamo.sglang_mm_resume.workers.relay import Rules, relay
 from dynamo.sglang_mm_resume.workers.role import choose
@@ -380,11 +380,15 @@ def test_options(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (options.retry_after, options.check_content, rest) == (5, True, ["-i"])
 
 
+def test_help_names_every_status_that_gets_the_header() -> None:
+    assert RETRY_AFTER.text.endswith("429, 503, 504, 529.")
+
+
 @pytest.mark.parametrize("value", ["0", "-1", "1.5", "soon", "", "86401"])
 def test_a_wrong_retry_after_is_refused(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for argv in ([f"--retry-after={value}"], []):
         monkeypatch.setenv(RETRY_AFTER.env, value)
-        with pytest.raises(SettingError, match=r"--retry-after.*RETRY_AFTER_S"):
+        with pytest.raises(BadArgument, match=r"--retry-after.*RETRY_AFTER_S"):
             parse_options(argv)
 
 
@@ -393,7 +397,7 @@ def test_a_wrong_retry_after_is_refused(value: str, monkeypatch: pytest.MonkeyPa
 )
 def test_a_wrong_option_is_refused(env: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(env, value)
-    with pytest.raises(SettingError, match=env):
+    with pytest.raises(BadArgument, match=env):
         parse_options([])
 
 
@@ -424,7 +428,7 @@ def test_the_address_is_dynamos(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_what_cannot_be_relayed_is_refused(argv: list[str], says: str) -> None:
-    with pytest.raises(SettingError, match=says):
+    with pytest.raises(BadArgument, match=says):
         relay_address(argv)
 
 

@@ -7,8 +7,9 @@ import sys
 
 import pytest
 
+from dynamo.sglang_mm_resume.args import BadArgument, exit_on_bad_argument
 from dynamo.sglang_mm_resume.config import Settings
-from dynamo.sglang_mm_resume.core.errors import RETRYABLE, Refused
+from dynamo.sglang_mm_resume.core.errors import RETRYABLE, Reason, Refused
 from dynamo.sglang_mm_resume.workers import run as run_module
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     Admission,
@@ -20,6 +21,7 @@ from dynamo.sglang_mm_resume.workers.lifecycle import (
     until_stopped,
     wait_for_role,
 )
+from dynamo.sglang_mm_resume.workers.role import run_role
 
 DEADLINE_S = 5.0
 
@@ -119,7 +121,7 @@ async def test_work_that_ends_first_gives_its_result() -> None:
 
 
 def test_upstream_s_complaints_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended, argument_errors():
+    with pytest.raises(SystemExit) as ended, exit_on_bad_argument(), argument_errors():
         raise ValueError("--tp-size must divide 8")
     assert ended.value.code == 2
     assert capsys.readouterr().err == "error: --tp-size must divide 8\n"
@@ -152,7 +154,34 @@ async def test_a_worker_that_leaves_accepts_nothing_and_finishes_what_it_has_beg
         await asyncio.sleep(0)
         assert not idle.done()
     await asyncio.wait_for(idle, DEADLINE_S)
-    assert caught.value.reason in RETRYABLE, "another worker will do it"
+    assert caught.value.reason is Reason.DRAINING
+    assert Reason.DRAINING in RETRYABLE, "another worker will do it"
+
+
+def test_a_bad_argument_that_a_worker_finds_ends_it_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Such as a pool that does not fit: a supervisor must not start it again and again."""
+
+    async def worker(settings: Settings, rest: list[str]) -> None:
+        raise BadArgument("a pool of 8 MiB does not fit")
+
+    monkeypatch.setattr(sys, "argv", ["worker"])
+    monkeypatch.setattr(run_module, "configure_dynamo_logging", lambda: None)
+    with pytest.raises(SystemExit) as ended:
+        run_module.run("worker", worker, lambda: None)
+    assert ended.value.code == 2
+    assert capsys.readouterr().err == "error: a pool of 8 MiB does not fit\n"
+
+
+def test_no_role_ends_with_2(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["dynamo.sglang_mm_resume", "--role", "cook"])
+    with pytest.raises(SystemExit) as ended:
+        run_role()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("error: --role: 'cook' is none of encode,")
 
 
 def test_a_worker_that_is_lost_ends_with_one_line(

@@ -13,7 +13,7 @@ from pathlib import Path
 import dynamo._core
 import pytest
 
-from dynamo.sglang_mm_resume.args import SettingError
+from dynamo.sglang_mm_resume.args import BadArgument
 from dynamo.sglang_mm_resume.workers import start_frontend
 from dynamo.sglang_mm_resume.workers.limits import (
     BODY_ENV,
@@ -60,7 +60,7 @@ def test_the_limit_of_a_body_is_dynamos(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setenv(BODY_ENV, "7")
     assert max_body_mib() == 7
     monkeypatch.setenv(BODY_ENV, "many")
-    with pytest.raises(SettingError, match="DYN_HTTP_BODY_LIMIT_MB: 'many'"):
+    with pytest.raises(BadArgument, match="DYN_HTTP_BODY_LIMIT_MB: 'many'"):
         max_body_mib()
 
 
@@ -72,7 +72,7 @@ def test_limits_that_contradict_each_other(
 ) -> None:
     monkeypatch.setenv(BODY_ENV, body_mib)
     monkeypatch.setenv(MESSAGE_ENV, message_bytes)
-    with pytest.raises(SettingError, match=MESSAGE_ENV):
+    with pytest.raises(BadArgument, match=MESSAGE_ENV):
         max_body_mib()
 
 

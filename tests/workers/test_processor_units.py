@@ -14,6 +14,7 @@ from dynamo.llm.exceptions import InvalidArgument
 
 from dynamo.sglang_mm_resume.core.errors import (
     RETRYABLE,
+    SHUTS_DOWN,
     ProtocolError,
     Reason,
     Refused,
@@ -21,7 +22,7 @@ from dynamo.sglang_mm_resume.core.errors import (
     TransferFailed,
 )
 from dynamo.sglang_mm_resume.core.messages import Received
-from dynamo.sglang_mm_resume.workers.errors import is_without_vision, relayed, to_http
+from dynamo.sglang_mm_resume.workers.errors import is_draining, is_without_vision, relayed, to_http
 from dynamo.sglang_mm_resume.workers.request import (
     HASHES_KEY,
     TRANSFERS_KEY,
@@ -246,6 +247,14 @@ def test_an_engine_without_a_tower_is_told_from_all_else() -> None:
     assert [is_without_vision(e) for e in (error, arrived)] == [True, True]
     others = [to_http(Refused(reason, "x")) for reason in set(Reason) - {Reason.NO_VISION}]
     assert not any(is_without_vision(other) for other in others)
+
+
+def test_a_worker_that_shuts_down_is_told_from_one_that_is_full() -> None:
+    error = to_http(Refused(Reason.DRAINING, SHUTS_DOWN))
+    arrived = ValueError(f'Unavailable: {{"message": "{SHUTS_DOWN}", "code": 503}}')
+    assert [is_draining(e) for e in (error, arrived)] == [True, True]
+    others = [HttpError(503, "later"), HttpError(500, SHUTS_DOWN), ValueError(SHUTS_DOWN)]
+    assert not any(is_draining(other) for other in others)
 
 
 def test_every_reason_has_a_status() -> None:

@@ -13,7 +13,7 @@ from dynamo.llm import HttpError
 from dynamo.llm.exceptions import InvalidArgument
 
 from dynamo.sglang_mm_resume.config import Settings
-from dynamo.sglang_mm_resume.core.errors import Reason
+from dynamo.sglang_mm_resume.core.errors import SHUTS_DOWN, Reason
 from dynamo.sglang_mm_resume.core.layout import PROTOCOL_VERSION
 from dynamo.sglang_mm_resume.core.messages import Done, Refusal, Sent, Sized, dump
 from dynamo.sglang_mm_resume.workers.hand_off import Peers
@@ -191,6 +191,74 @@ async def test_a_dead_encode_worker_gets_no_further_items() -> None:
     await graph.finish()
 
 
+class Draining(FakePeer):
+    """All instances but `well` shut down: they refuse, and stay listed."""
+
+    def __init__(self, ids: list[int], answers: Answers, refuse: Answers, well: int) -> None:
+        super().__init__(ids, answers)
+        self.refuse = refuse
+        self.well = well
+
+    async def direct(
+        self, request: Any, instance_id: int, annotated: bool = True, context: Any = None
+    ) -> AsyncIterator[Any]:
+        self.calls.append((instance_id, request))
+        return (self.answers if instance_id == self.well else self.refuse)(request)
+
+
+async def _shuts_down(request: dict[str, Any]) -> AsyncIterator[Any]:
+    if request.get("op") not in ("reserve", "encode"):
+        async for answer in _control(request):
+            yield answer
+        return
+    yield dump(Refusal(reason=Reason.DRAINING, message=SHUTS_DOWN))
+
+
+async def _engine_shuts_down(request: dict[str, Any]) -> AsyncIterator[Any]:
+    """As it arrives over Dynamo's request plane."""
+    raise ValueError(f'Unavailable: {{"message": "{SHUTS_DOWN}", "code": 503}}')
+    yield
+
+
+TEXT = {"token_ids": [1, 2], "multi_modal_data": None}
+
+
+@pytest.mark.parametrize("role", ["encode", "reserve", "generate"])
+async def test_workers_that_shut_down_cost_no_attempt_and_are_asked_once(role: str) -> None:
+    """A rolling update: two of three drain for as long as their streams last. They empty, and so
+    have the least outstanding work.
+    """
+    ids = [21, 22, 23]
+    match role:
+        case "encode":
+            peer = Draining(ids, _encode, _shuts_down, well=23)
+            graph = Graph(encode=peer)
+        case "reserve":
+            peer = Draining(ids, _control, _shuts_down, well=23)
+            graph = Graph(prefill=FakePeer(ids, _answer), control=peer)
+        case _:
+            peer = Draining(ids, _answer, _engine_shuts_down, well=23)
+            graph = Graph(prefill=peer)
+    for _ in range(12):
+        answer = await graph.ask(**(TEXT if role == "generate" else {}))
+        assert answer[-1]["finish_reason"] == "stop"
+    refused = [r for i, r in peer.calls if i != 23 and r.get("op") in (None, role)]
+    assert len(refused) == 2, "each is asked once"
+    totals = graph.totals()
+    assert (totals["encode_retries"], totals["prefill_retries"]) == (0, 0)
+    await graph.finish()
+
+
+async def test_a_request_for_which_all_workers_shut_down_may_come_again() -> None:
+    graph = Graph(encode=Draining([11, 12], _encode, _shuts_down, well=0))
+    for _ in range(2):
+        with pytest.raises(HttpError) as error:
+            await graph.ask()
+        assert error.value.code == 503
+    assert len(graph.encode.calls) == 2
+    await graph.finish()
+
+
 @pytest.mark.parametrize("op", ["reserve", "resume"])
 async def test_a_request_goes_to_another_prefill_worker(op: str) -> None:
     async def small(request: dict[str, Any]) -> AsyncIterator[Any]:
@@ -202,7 +270,7 @@ async def test_a_request_goes_to_another_prefill_worker(op: str) -> None:
             async for answer in _control(request):
                 yield answer
             return
-        yield dump(Refusal(reason=Reason.OVERLOADED, message="this worker shuts down"))
+        yield dump(Refusal(reason=Reason.OVERLOADED, message="it is full"))
 
     async def long(request: dict[str, Any]) -> AsyncIterator[Any]:
         yield dump(Sized(total_tokens=20, grid=(1, 4, 20), content_hash="0" * 16))

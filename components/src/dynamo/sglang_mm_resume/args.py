@@ -11,9 +11,10 @@ import argparse
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 from dynamo.common.configuration.arg_group import ArgGroup
 from dynamo.common.configuration.utils import add_argument, add_negatable_bool_argument
@@ -45,8 +46,20 @@ _TRUE = frozenset({"1", "true", "on", "yes", "y"})
 _FALSE = frozenset({"0", "false", "off", "no", "n"})
 
 
-class SettingError(Exception):
-    """A flag or an environment variable has an illegal value, or two contradict each other."""
+class BadArgument(Exception):
+    """A flag or an environment variable has an illegal value, contradicts another, or asks for
+    what this machine does not have. The text names it. Starting again would not help.
+    """
+
+
+@contextmanager
+def exit_on_bad_argument() -> Iterator[None]:
+    """For entry points: a `BadArgument` is one line on stderr and exit code 2."""
+    try:
+        yield
+    except BadArgument as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
 
 
 class ResumeArgGroup(ArgGroup):
@@ -84,15 +97,15 @@ def build_parser() -> argparse.ArgumentParser:
 def parse_settings(argv: Sequence[str]) -> tuple[Settings, list[str]]:
     """Split `argv` into our settings and the arguments that belong to somebody else.
 
-    Raises SystemExit(2), after one line on stderr, for a value that is illegal or conflicts.
+    Raises BadArgument for a value that is illegal or conflicts.
     """
     try:
         given, rest = _given(argv)
         return Settings(**_with_default_blocks(given)), rest
-    except (SettingError, argparse.ArgumentError) as error:
-        _refuse(_one_line(error))
+    except argparse.ArgumentError as error:
+        raise BadArgument(_one_line(error)) from error
     except ValidationError as error:
-        _refuse(error.errors()[0]["msg"])
+        raise BadArgument(error.errors()[0]["msg"]) from error
 
 
 def print_help(prog: str, upstream_help: Callable[[], object] | None = None) -> None:
@@ -142,7 +155,7 @@ def add_setting(group: argparse._ArgumentGroup, dest: str, spec: SettingSpec, de
 def _given(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """The values that a flag or the environment really gives, by setting, and the other arguments.
 
-    Raises SettingError or argparse.ArgumentError for a value that cannot be read.
+    Raises BadArgument or argparse.ArgumentError for a value that cannot be read.
     """
     parser = build_parser()
     specs = {name: spec_of(name) for name in Settings.model_fields}
@@ -163,7 +176,7 @@ def _given(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
 def _with_default_blocks(given: dict[str, Any]) -> dict[str, Any]:
     """Replace the default grant in tokens, where it is given, by the same in blocks.
 
-    Raises SettingError where it is no whole number of blocks or contradicts the blocks given.
+    Raises BadArgument where it is no whole number of blocks or contradicts the blocks given.
     """
     if _DEFAULT_TOKENS_DEST not in given:
         return given
@@ -181,12 +194,12 @@ def _with_default_blocks(given: dict[str, Any]) -> dict[str, Any]:
             f"{blocks} blocks of {block_size} tokens are {blocks * block_size}"
         )
     if complaint is not None:
-        raise SettingError(f"{DEFAULT_TOKENS.label}: {complaint}")
+        raise BadArgument(f"{DEFAULT_TOKENS.label}: {complaint}")
     return rest
 
 
 def parse_value(spec: SettingSpec, kind: type, text: str | bool) -> Any:
-    """Read `text` as a value of type `kind`; raises SettingError where that is not possible."""
+    """Read `text` as a value of type `kind`; raises BadArgument where that is not possible."""
     if isinstance(text, bool) or kind is str:
         return text
     if kind is bool:
@@ -195,7 +208,7 @@ def parse_value(spec: SettingSpec, kind: type, text: str | bool) -> Any:
         return kind(text)
     except ValueError:
         whole = "a whole number" if kind is int else "a number"
-        raise SettingError(f"{spec.label}: {text!r} is not {whole} of {spec.unit}") from None
+        raise BadArgument(f"{spec.label}: {text!r} is not {whole} of {spec.unit}") from None
 
 
 def _parse_bool(spec: SettingSpec, text: str) -> bool:
@@ -203,19 +216,12 @@ def _parse_bool(spec: SettingSpec, text: str) -> bool:
     if word in _TRUE | _FALSE:
         return word in _TRUE
     # Dynamo itself reads any other word as false.
-    raise SettingError(f"{spec.label}: {text!r} is neither true nor false")
+    raise BadArgument(f"{spec.label}: {text!r} is neither true nor false")
 
 
-def _one_line(error: SettingError | argparse.ArgumentError) -> str:
+def _one_line(error: argparse.ArgumentError) -> str:
     """The text of `error` with flag and environment name."""
-    if isinstance(error, SettingError):
-        return str(error)
     flags = (error.argument_name or "").split("/")
     specs = [DEFAULT_TOKENS, *(spec_of(name) for name in Settings.model_fields)]
     label = next((spec.label for spec in specs if spec.flag in flags), error.argument_name)
     return f"{label}: {error.message}"
-
-
-def _refuse(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)

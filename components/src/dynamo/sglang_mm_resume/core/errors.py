@@ -13,6 +13,7 @@ The workers turn these into HTTP answers in one place (workers/errors.py).
 """
 
 from enum import StrEnum
+from typing import Final
 
 
 class ResumeError(Exception):
@@ -37,6 +38,7 @@ class Reason(StrEnum):
     VERSION = "version"  # the peers speak different protocol versions
     LAYOUT = "layout"  # model, width, dtype or block size differ
     OVERLOADED = "overloaded"  # a limit of this worker is reached: try again later
+    DRAINING = "draining"  # this worker shuts down: another one will do it
     TIMEOUT = "timeout"  # no block became free in time: try again later
     TOO_LONG = "too_long"  # the embedding can never fit (index-based slots, context length)
     UNKNOWN_TRANSFER = "unknown_transfer"  # no live transfer of that name: it was given up
@@ -49,11 +51,15 @@ class Reason(StrEnum):
     CORRUPT = "corrupt"  # rows arrived that were not sent, or are no numbers: likewise
 
 
+#: The text of `Reason.DRAINING`: between workers that answer in HTTP's terms it is all there is.
+SHUTS_DOWN: Final = "this worker shuts down: try again later"
+
 #: Refusals that another worker, or the same one a moment later, might not give. `DUPLICATE`: who
 #: tries again has a fresh id.
 RETRYABLE = frozenset(
     {
         Reason.OVERLOADED,
+        Reason.DRAINING,
         Reason.VERSION,
         Reason.TIMEOUT,
         Reason.FAILED,

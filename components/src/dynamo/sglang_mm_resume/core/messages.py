@@ -57,6 +57,8 @@ VIDEO_VERSION: Final = 3
 #: The first version that names contents by the whole hash, and the digits of it before that.
 FULL_HASH_VERSION: Final = 3
 SHORT_HASH_DIGITS: Final = 16
+#: The first version in which a worker that shuts down says so; before, it was overloaded.
+DRAINING_VERSION: Final = 3
 #: Bytes of a notice at most; a whole one has some 200.
 MAX_NOTICE_BYTES: Final = 1024
 #: Blocks of a pool at most: a writer prepares a list of all of them.
@@ -486,6 +488,8 @@ def dump(message: Message, version: int = PROTOCOL_VERSION) -> dict[str, Any]:
     grant's chunks are for its receiver.
     """
     fields = message.model_dump() | {"v": version}
+    if fields.get("reason") is Reason.DRAINING and version < DRAINING_VERSION:
+        fields["reason"] = Reason.OVERLOADED
     if isinstance(message, Hello | Welcome):
         fields["layout"]["protocol_version"] = version
     if isinstance(message, Sized) and version < FULL_HASH_VERSION:

@@ -17,6 +17,7 @@ from dynamo.common.configuration.groups.runtime_args import (
     DynamoRuntimeConfig,
 )
 
+from dynamo.sglang_mm_resume.args import exit_on_bad_argument
 from dynamo.sglang_mm_resume.doctor import graph as graphs
 from dynamo.sglang_mm_resume.doctor import host, installation, pairs, transports
 from dynamo.sglang_mm_resume.doctor.advice import advice
@@ -50,7 +51,8 @@ GRAPH_LIMIT_S: Final = 60.0
 def main(argv: Sequence[str]) -> int:
     """Examine, print the report on stdout, and return the exit code, with which to end."""
     options, rest = _parser().parse_known_args(argv)
-    config = _runtime_config(rest)
+    with exit_on_bad_argument():
+        config = _runtime_config(rest)
     if options.processor is not None:
         config.namespace = _graph_of(options)
     publish = _take_output(options.verbose)

@@ -19,6 +19,7 @@ from dynamo.common.configuration.groups.runtime_args import (
     DynamoRuntimeConfig,
 )
 
+from dynamo.sglang_mm_resume.args import exit_on_bad_argument
 from dynamo.sglang_mm_resume.doctor import graph as graphs
 from dynamo.sglang_mm_resume.doctor.processor_url import base_url
 from dynamo.sglang_mm_resume.doctor.report import Outcome
@@ -60,7 +61,8 @@ def main(argv: Sequence[str]) -> int:
     """Look, draw, and look again; returns the exit code."""
     options, rest = _parser().parse_known_args(argv)
     urls = [url for group in options.url for url in group]
-    config = _runtime_config(rest, urls)
+    with exit_on_bad_argument():
+        config = _runtime_config(rest, urls)
     _require_a_way_to_draw(options)
     try:
         return asyncio.run(_run(options, urls, config))

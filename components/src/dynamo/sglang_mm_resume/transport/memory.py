@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """One pool tensor per worker, for life (R1), and the copies in and out of its blocks.
 
-Shape `(num_blocks, block_size, width)`. Copies block the calling thread, never the event loop:
-the drivers run them in their thread pool (R15).
+Shape `(num_blocks, block_size, width)`. Copies block the calling thread, never the event loop: a
+receiver gathers in its thread pool, a writer scatters in the thread that owns NIXL (R15), so that
+rows are still in that core's cache when they are written.
 """
 
 import ctypes

@@ -40,6 +40,10 @@ class Answer:
         token_ids = [*self._request["token_ids"], *self.token_ids]
         return {**self._request, "token_ids": token_ids, "stop_conditions": stop}
 
+    def take_part_back(self) -> None:
+        """The last part was refused before it began: it counts for nothing."""
+        self.num_parts -= 1
+
     def add(self, chunk: Chunk) -> Chunk:
         """One more chunk, as the client is to see it."""
         self.begun = True

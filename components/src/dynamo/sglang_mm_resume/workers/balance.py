@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 #: Seconds that a worker which refused is passed over while there are others.
 AVOID_S: Final = 1.0
+#: Seconds between two looks at discovery while somebody waits for an instance to come or to leave.
+LOOK_INTERVAL_S: Final = 1.0
 #: Seconds between two probes of a worker that is suspected to be dead.
 PROBE_INTERVAL_S: Final = 1.0
 
@@ -54,7 +56,9 @@ class LeastOutstanding:
         self._patience_s = patience_s
         self._probe = probe
         self._suspects: set[int] = set()
-        self._probing = Background()
+        self._draining: set[int] = set()
+        self._background = Background()
+        self._is_looking = False
         self._outstanding: Counter[int] = Counter()
         self._waiting: deque[_Waiter] = deque()
         self._avoided_until: dict[int, float] = {}
@@ -103,11 +107,21 @@ class LeastOutstanding:
             logger.warning("%s worker %s is suspected to be dead", self._role, instance_id)
             self._suspects.add(instance_id)
             with tracing.within(None):  # other requests wait for it too
-                self._probing.start(self._clear(instance_id))
+                self._background.start(self._clear(instance_id))
+
+    def drains(self, instance_id: int) -> None:
+        """It shuts down and refuses all work: not chosen again before it has left discovery. It
+        stays listed for as long as its streams last, and empties meanwhile, so that it would win
+        every choice.
+        """
+        if instance_id not in self._draining:
+            logger.info("%s worker %s shuts down: it gets no more work", self._role, instance_id)
+            self._draining.add(instance_id)
+            self._look_at_discovery()
 
     async def close(self) -> None:
         """End the probing."""
-        await self._probing.cancel()
+        await self._background.cancel()
 
     def has_other(self, tried: Collection[int]) -> bool:
         """Whether there is an instance beside those that were tried."""
@@ -127,6 +141,8 @@ class LeastOutstanding:
         waiter = _Waiter(asyncio.get_running_loop().create_future(), without, favourite)
         self._waiting.append(waiter)
         self._serve()
+        if not waiter.chosen.done():
+            self._look_at_discovery()
         try:
             async with asyncio.timeout(self._patience_s):
                 return await asyncio.shield(waiter.chosen)
@@ -146,8 +162,25 @@ class LeastOutstanding:
         self._suspects.discard(instance_id)
         self._serve()
 
+    def _look_at_discovery(self) -> None:
+        if not self._is_looking:
+            self._is_looking = True
+            with tracing.within(None):  # for whoever waits
+                self._background.start(self._look())
+
+    async def _look(self) -> None:
+        """Dynamo's client tells nobody when an instance comes or leaves: look, while it matters."""
+        try:
+            while self._draining or self._waiting:
+                await asyncio.sleep(LOOK_INTERVAL_S)
+                self._draining.intersection_update(self._client.instance_ids())
+                self._serve()
+        finally:
+            self._is_looking = False
+
     def _alive(self, without: Collection[int]) -> list[int]:
-        return sorted(set(self._client.instance_ids()) - self._suspects - set(without))
+        unfit = self._suspects | self._draining | set(without)
+        return sorted(set(self._client.instance_ids()) - unfit)
 
     def _leave(self, waiter: _Waiter) -> None:
         if waiter in self._waiting:

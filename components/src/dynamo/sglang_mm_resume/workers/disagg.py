@@ -15,11 +15,11 @@ from typing import Any
 
 from dynamo.sglang_mm_resume import tracing
 from dynamo.sglang_mm_resume.config import Settings
-from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
+from dynamo.sglang_mm_resume.core.errors import ProtocolError, Reason, Refused, TransferFailed
 from dynamo.sglang_mm_resume.transport.rpc import PeerUnreachable, each_beside, merged
 from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
 from dynamo.sglang_mm_resume.workers.calls import Workers
-from dynamo.sglang_mm_resume.workers.errors import is_unavailable
+from dynamo.sglang_mm_resume.workers.errors import is_draining, is_unavailable
 from dynamo.sglang_mm_resume.workers.request import ROOMS_KEY, num_choices, one_choice
 
 Chunk = dict[str, Any]
@@ -36,7 +36,6 @@ class PrefillDecode:
     def __init__(self, settings: Settings, prefill: Workers, decode: Workers) -> None:
         self.prefill = prefill
         self.decode = decode
-        # By `generate`: a worker that drains leaves that first.
         self._decode_workers = LeastOutstanding(
             decode.generate,
             decode.role,
@@ -89,6 +88,9 @@ class PrefillDecode:
             self._decode_workers.suspect(decode)
             raise TransferFailed(str(error)) from error
         except Exception as error:
+            if is_draining(error):
+                self._decode_workers.drains(decode)
+                raise Refused(Reason.DRAINING, f"decode worker {decode} shuts down") from error
             if is_unavailable(error):
                 self._decode_workers.avoid(decode)
             raise

@@ -15,6 +15,7 @@ from dynamo.llm.exceptions import InvalidArgument
 
 from dynamo.sglang_mm_resume.core.errors import (
     RETRYABLE,
+    SHUTS_DOWN,
     Reason,
     Refused,
     ResumeError,
@@ -62,6 +63,16 @@ def is_unavailable(error: Exception) -> bool:
     """Whether an error of a downstream stream says that its worker cannot serve now (503)."""
     downstream = relayed(error)
     return isinstance(downstream, HttpError) and downstream.code == 503
+
+
+def is_draining(error: Exception) -> bool:
+    """Whether an error of a downstream stream says that its worker shuts down."""
+    downstream = relayed(error)
+    return (
+        isinstance(downstream, HttpError)
+        and downstream.code == 503
+        and downstream.message == SHUTS_DOWN
+    )
 
 
 def is_without_vision(error: Exception) -> bool:

@@ -104,6 +104,11 @@ class PrefillFailed(ResumeError):
         super().__init__(str(cause))
         self.cause = cause
 
+    @property
+    def is_no_attempt(self) -> bool:
+        """A worker that shuts down has refused: nothing was tried."""
+        return _is_draining(self.cause)
+
 
 class _EncodeFailed(ResumeError):
     """The encode worker cannot do this item now; another one might."""
@@ -112,6 +117,11 @@ class _EncodeFailed(ResumeError):
         super().__init__(str(cause))
         self.worker = worker
         self.cause = cause
+
+    @property
+    def is_no_attempt(self) -> bool:
+        """The worker shuts down: nothing was tried."""
+        return _is_draining(self.cause)
 
     def for_client(self) -> ResumeError:
         """A worker that refuses is alive: that is another matter than one that is gone."""
@@ -197,7 +207,6 @@ class HandOff:
         self._affinity = Affinity()
         self._sizes = sizes
         self._encode = Workers("encode", peers.encode, peers.encode_transfer, settings)
-        # By `generate`: a worker that drains leaves that first, and stays reachable for control.
         self._encode_workers = LeastOutstanding(
             peers.encode,
             "encode",
@@ -258,12 +267,14 @@ class HandOff:
             except NoneAlive as error:
                 raise NoEncodeWorker(str(error)) from error
             except _EncodeFailed as error:
-                tried.add(error.worker)
+                if not error.is_no_attempt:
+                    tried.add(error.worker)
                 final = item.encode is not None or len(tried) == MAX_ATTEMPTS
                 if final or not self._encode_workers.has_other(tried):
                     raise error.for_client() from error
-                logger.warning("%s goes to another encode worker: %s", item.name, error)
-                self.totals.encode_retries += 1
+                if not error.is_no_attempt:
+                    logger.warning("%s goes to another encode worker: %s", item.name, error)
+                    self.totals.encode_retries += 1
                 item.begin_anew(destination.budget)
         self.totals.items += 1
         self.totals.rounds += item.handshake.rounds
@@ -330,7 +341,7 @@ class HandOff:
                     if not isinstance(event, Refusal):
                         yield event
                     elif event.reason in ENCODE_RETRYABLE:
-                        self._encode_workers.avoid(encode)
+                        _pass_over(self._encode_workers, encode, event.reason)
                         raise _EncodeFailed(encode, event.as_error())
                     else:
                         raise event.as_error()
@@ -419,7 +430,7 @@ class HandOff:
         except Refused as error:
             if error.reason not in RETRYABLE:
                 raise
-            self._prefill_workers.avoid(prefill)
+            _pass_over(self._prefill_workers, prefill, error.reason)
             raise PrefillFailed(error) from error
         if not isinstance(answer, Granted | NoBlocks):
             raise ProtocolError(f"prefill worker {prefill} answered {message.op} with {answer!r}")
@@ -460,6 +471,18 @@ class HandOff:
             )
         except ResumeError as error:  # its own deadlines will do it
             logger.warning("prefill worker %s did not take an abort: %s", prefill, error)
+
+
+def _is_draining(error: Exception) -> bool:
+    return isinstance(error, Refused) and error.reason is Reason.DRAINING
+
+
+def _pass_over(workers: LeastOutstanding, worker: int, reason: Reason) -> None:
+    """It refused, for a moment or for good."""
+    if reason is Reason.DRAINING:
+        workers.drains(worker)
+    else:
+        workers.avoid(worker)
 
 
 @asynccontextmanager

@@ -1,17 +1,17 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the three workers share: waiting for a request's end, statistics, start-up logging."""
+"""What all workers share: waiting for a request's end, admission, and shutting down in order."""
 
 import asyncio
 import logging
-import sys
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
 
 from dynamo.common.utils.runtime import create_runtime
 
-from dynamo.sglang_mm_resume.core.errors import Reason, Refused
+from dynamo.sglang_mm_resume.args import BadArgument
+from dynamo.sglang_mm_resume.core.errors import SHUTS_DOWN, Reason, Refused
 from dynamo.sglang_mm_resume.transport.tasks import unless
 
 logger = logging.getLogger(__name__)
@@ -52,13 +52,12 @@ def runtime_of(arguments: Any) -> tuple[Any, asyncio.AbstractEventLoop]:
 
 @contextmanager
 def argument_errors() -> Iterator[None]:
-    """Dynamo's and SGLang's own checks of their arguments: one line, exit code 2."""
+    """Dynamo's and SGLang's own checks of their arguments raise `BadArgument`."""
     try:
         yield
     except (ValueError, OSError) as error:
         logger.debug("arguments refused", exc_info=error)
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
+        raise BadArgument(str(error)) from error
 
 
 class Admission:
@@ -77,7 +76,7 @@ class Admission:
     def require_open(self) -> None:
         """Raises `Refused` once the worker shuts down: another one will do it."""
         if self._leaving:
-            raise Refused(Reason.OVERLOADED, "this worker shuts down: try again later")
+            raise Refused(Reason.DRAINING, SHUTS_DOWN)
 
     @contextmanager
     def work(self) -> Iterator[None]:

@@ -10,7 +10,7 @@ import os
 from collections.abc import MutableMapping
 from typing import Final
 
-from dynamo.sglang_mm_resume.args import SettingError
+from dynamo.sglang_mm_resume.args import BadArgument
 
 #: The largest body of a request to the frontend, in MiB, with Dynamo's default.
 BODY_ENV: Final = "DYN_HTTP_BODY_LIMIT_MB"
@@ -32,13 +32,13 @@ def raise_message_limit(environ: MutableMapping[str, str] = os.environ) -> None:
 def max_body_mib() -> int:
     """The largest request body that Dynamo's server takes, and that passes behind it.
 
-    Raises SettingError for a value that is no number, and where messages are limited to less.
+    Raises BadArgument for a value that is no number, and where messages are limited to less.
     """
     body_mib = _whole_number(BODY_ENV, DEFAULT_BODY_MIB, "MiB")
     message_bytes = _whole_number(MESSAGE_ENV, DEFAULT_MESSAGE_BYTES, "bytes")
     needed = MESSAGE_PER_BODY * body_mib * 2**20
     if message_bytes < needed:
-        raise SettingError(
+        raise BadArgument(
             f"{MESSAGE_ENV}: {message_bytes} bytes are too few for request bodies of {body_mib} "
             f"MiB ({BODY_ENV}): set it to {needed} or more on all workers and the frontend, or "
             "lower the limit of bodies"
@@ -49,5 +49,5 @@ def max_body_mib() -> int:
 def _whole_number(env: str, default: int, unit: str) -> int:
     text = os.environ.get(env, str(default))
     if not text.isdecimal():
-        raise SettingError(f"{env}: {text!r} is not a whole number of {unit}")
+        raise BadArgument(f"{env}: {text!r} is not a whole number of {unit}")
     return int(text)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from dynamo.sglang_mm_resume.args import BadArgument
 from dynamo.sglang_mm_resume.config import SLOT_TOKENS, Settings
 from dynamo.sglang_mm_resume.core.blocks import BlockPool
 from dynamo.sglang_mm_resume.core.layout import Layout, blocks_for
@@ -27,14 +28,14 @@ class Pool:
 def make_pool(settings: Settings, layout: Layout, model_tokens: int | None) -> Pool:
     """The pool of one worker. `model_tokens`: the longest embedding the model allows, if known.
 
-    Raises `SystemExit` naming the setting if the pool cannot be had.
+    Raises `BadArgument` naming the setting if the pool cannot be had.
     """
     default_blocks = settings.default_blocks
     if not settings.use_block_allocator:
         slot_tokens = settings.slot_tokens or model_tokens
         if slot_tokens is None:
-            raise SystemExit(
-                f"error: {SLOT_TOKENS.label}: this model names no largest embedding, "
+            raise BadArgument(
+                f"{SLOT_TOKENS.label}: this model names no largest embedding, "
                 "so the slot size must be given"
             )
         default_blocks = blocks_for(slot_tokens, settings.block_size)
@@ -43,8 +44,8 @@ def make_pool(settings: Settings, layout: Layout, model_tokens: int | None) -> P
     try:
         memory = PoolMemory(layout, num_blocks, device, settings.max_kept_bytes)
     except (RuntimeError, OSError, MemoryError, OverflowError, torch.OutOfMemoryError) as error:
-        raise SystemExit(
-            f"error: a pool of {num_blocks * layout.block_bytes / 2**20:.0f} MiB does not fit on "
+        raise BadArgument(
+            f"a pool of {num_blocks * layout.block_bytes / 2**20:.0f} MiB does not fit on "
             f"{device}: lower --embedding-cache-buffer-size (SGLANG_EMBEDDING_CACHE_BUFFER_SIZE): "
             f"{error}"
         ) from error

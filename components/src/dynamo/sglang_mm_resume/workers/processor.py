@@ -31,6 +31,7 @@ from dynamo.sglang_mm_resume.workers.balance import LeastOutstanding
 from dynamo.sglang_mm_resume.workers.calls import Workers
 from dynamo.sglang_mm_resume.workers.disagg import PrefillDecode
 from dynamo.sglang_mm_resume.workers.errors import (
+    is_draining,
     is_unavailable,
     is_without_vision,
     relayed,
@@ -278,13 +279,17 @@ class Processor:
                         yield answer.add(chunk)
                     return
                 except PrefillFailed as error:
-                    if answer.has_progressed:
+                    if error.is_no_attempt:
+                        tried.discard(prefill)  # it is not chosen again
+                        answer.take_part_back()
+                    elif answer.has_progressed:
                         tried = {prefill}
                     final = len(tried) == MAX_ATTEMPTS or answer.num_parts == MAX_PARTS
                     alone = route.prefill is not None or not self._prefill_workers.has_other(tried)
                     if final or alone:
                         raise error.cause from error
-                    self._count_another(answer, error, context)
+                    if not error.is_no_attempt:
+                        self._count_another(answer, error, context)
 
     def _count_another(self, answer: Answer, error: PrefillFailed, context: Any) -> None:
         """Another prefill worker is to go on; raises the error where it could not."""
@@ -379,6 +384,8 @@ class Processor:
         except Exception as error:
             if isinstance(error, PeerUnreachable):
                 self._prefill_workers.suspect(prefill)
+            elif is_draining(error):
+                self._prefill_workers.drains(prefill)
             if context.is_stopped():
                 raise RequestStopped from error
             raise _of_prefill(error, prefill) from error
@@ -417,8 +424,12 @@ def _of_prefill(error: Exception, prefill: int) -> Exception:
     """503 says that the worker cannot serve now; all else would be the same elsewhere."""
     if is_without_vision(error):
         return NoLocalVision(prefill)
+    if is_draining(error):
+        return PrefillFailed(Refused(Reason.DRAINING, f"prefill worker {prefill} shuts down"))
     if isinstance(error, TransferFailed):
         return PrefillFailed(error)
+    if isinstance(error, Refused) and error.reason is Reason.DRAINING:
+        return PrefillFailed(error)  # a decode worker
     if isinstance(error, ResumeError):
         return error
     return PrefillFailed(relayed(error)) if is_unavailable(error) else relayed(error)

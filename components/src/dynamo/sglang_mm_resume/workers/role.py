@@ -8,6 +8,8 @@ import sys
 from collections.abc import Mapping
 from typing import Final
 
+from dynamo.sglang_mm_resume.args import BadArgument, exit_on_bad_argument
+
 MODE_ENV: Final = "SGLANG_DISAGGREGATION_MODE"
 
 #: What the original documents call a role, and the module that plays it here.
@@ -23,7 +25,7 @@ _MODES: Final = ("encode", "language")
 
 
 def choose(argv: list[str], environ: Mapping[str, str]) -> tuple[str, list[str]]:
-    """The module to run and its arguments. Raises `SystemExit` naming what is wrong."""
+    """The module to run and its arguments. Raises `BadArgument` naming what is wrong."""
     argv = [part for arg in argv for part in _split(arg)]
     if "--role" in argv:
         at = argv.index("--role")
@@ -31,8 +33,8 @@ def choose(argv: list[str], environ: Mapping[str, str]) -> tuple[str, list[str]]
         return _module("--role", role, tuple(ROLES)), rest
     mode = environ.get(MODE_ENV)
     if mode is None:
-        raise SystemExit(
-            f"error: --role ({', '.join(ROLES)}) or {MODE_ENV} ({', '.join(_MODES)}) must say "
+        raise BadArgument(
+            f"--role ({', '.join(ROLES)}) or {MODE_ENV} ({', '.join(_MODES)}) must say "
             "which worker to start"
         )
     return _module(MODE_ENV, mode, _MODES), argv
@@ -40,7 +42,8 @@ def choose(argv: list[str], environ: Mapping[str, str]) -> tuple[str, list[str]]
 
 def run_role() -> None:
     """Become the chosen worker."""
-    module, rest = choose(sys.argv[1:], os.environ)
+    with exit_on_bad_argument():
+        module, rest = choose(sys.argv[1:], os.environ)
     sys.argv[1:] = rest
     runpy.run_module(f"dynamo.sglang_mm_resume.{module}", run_name="__main__", alter_sys=True)
 
@@ -51,5 +54,5 @@ def _split(arg: str) -> list[str]:
 
 def _module(setting: str, role: str, allowed: tuple[str, ...]) -> str:
     if role not in allowed:
-        raise SystemExit(f"error: {setting}: {role!r} is none of {', '.join(allowed)}")
+        raise BadArgument(f"{setting}: {role!r} is none of {', '.join(allowed)}")
     return ROLES[role]

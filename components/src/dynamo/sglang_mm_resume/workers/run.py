@@ -14,7 +14,13 @@ import uvloop
 from dynamo.runtime.logging import configure_dynamo_logging
 
 from dynamo.sglang_mm_resume import tracing
-from dynamo.sglang_mm_resume.args import log_bootstrap_addr_notice, parse_settings, print_help
+from dynamo.sglang_mm_resume.args import (
+    BadArgument,
+    exit_on_bad_argument,
+    log_bootstrap_addr_notice,
+    parse_settings,
+    print_help,
+)
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.workers.lifecycle import WorkerLost
 from dynamo.sglang_mm_resume.workers.limits import raise_message_limit
@@ -33,9 +39,15 @@ def run(prog: str, worker: Worker, upstream_help: Callable[[], object]) -> None:
     if "-h" in argv or "--help" in argv:
         print_help(f"python -m dynamo.sglang_mm_resume.{prog}", upstream_help)
         return
-    settings, rest = parse_settings(argv)
-    _require_local_model(rest)
-    raise_message_limit()
+    with exit_on_bad_argument():
+        settings, rest = parse_settings(argv)
+        _require_local_model(rest)
+        raise_message_limit()
+        _run_worker(worker, settings, rest)
+
+
+def _run_worker(worker: Worker, settings: Settings, rest: list[str]) -> None:
+    """Until it ends; exits with 1 where it cannot go on."""
     # Dynamo's and SGLang's parsers print hundreds of lines of usage in front of what is wrong.
     argparse.ArgumentParser.error = _one_line  # type: ignore[assignment]
     configure_dynamo_logging()
@@ -63,7 +75,7 @@ def _require_local_model(argv: list[str]) -> None:
     for flag, value in pairwise([part for arg in argv for part in arg.split("=", 1)]):
         is_folder = value.startswith(("/", "./", "../", "~"))
         if flag in ("--model-path", "--model") and is_folder and not Path(value).is_dir():
-            sys.exit(f"error: --model-path: there is no folder {value}")
+            raise BadArgument(f"--model-path: there is no folder {value}")
 
 
 def _one_line(parser: argparse.ArgumentParser, message: str) -> NoReturn:

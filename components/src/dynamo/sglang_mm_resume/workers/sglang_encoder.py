@@ -120,9 +120,15 @@ class VisionEncoder:
         """Preprocess one picture or video. Raises `Refused` or `Unusable` if it cannot be."""
         if not isinstance(media, Video):
             return await self._prepare(media, Modality.IMAGE)
-        # SGLang decodes videos in the loop that it is called from.
-        prepare = self._prepare(media, Modality.VIDEO)
-        return await asyncio.get_running_loop().run_in_executor(self._videos, asyncio.run, prepare)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._videos, self._prepare_video, media)
+
+    def _prepare_video(self, video: Video) -> Prepared:
+        """In a thread, since SGLang decodes videos in the loop that it is called from. The
+        coroutine is made here: one that was made before would never be awaited where the request
+        is cancelled while it waits for the thread.
+        """
+        return asyncio.run(self._prepare(video, Modality.VIDEO))
 
     async def _prepare(self, media: Image.Image | Video, modality: Modality) -> Prepared:
         request = {

@@ -16,17 +16,17 @@ import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, contextmanager
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import uvloop
 from dynamo.frontend.frontend_args import FrontendArgGroup
 from dynamo.frontend.main import main as dynamo_main
 
-from dynamo.sglang_mm_resume.args import SettingError, add_setting, parse_value
+from dynamo.sglang_mm_resume.args import BadArgument, add_setting, exit_on_bad_argument, parse_value
 from dynamo.sglang_mm_resume.config import MAX_MEDIA_ITEMS, Settings, SettingSpec
 from dynamo.sglang_mm_resume.workers.content import CHAT, MESSAGES, RESPONSES, Api
 from dynamo.sglang_mm_resume.workers.limits import max_body_mib, raise_message_limit
-from dynamo.sglang_mm_resume.workers.relay import Rules, relay
+from dynamo.sglang_mm_resume.workers.relay import RETRY_STATUSES, Rules, relay
 
 PROG: Final = "python -m dynamo.sglang_mm_resume.frontend"
 
@@ -34,7 +34,8 @@ RETRY_AFTER: Final = SettingSpec(
     "--retry-after",
     "DYN_SGL_MM_RESUME_RETRY_AFTER_S",
     "seconds",
-    "Value of the header Retry-After on answers with status 429, 503, 504 or 529 that have none.",
+    "Value of the header Retry-After on answers that have none and whose status is one of "
+    f"{', '.join(map(str, sorted(RETRY_STATUSES)))}.",
     maximum=86_400,
 )
 DEFAULT_RETRY_AFTER_S: Final = 1
@@ -77,14 +78,12 @@ def run() -> None:
     if "-h" in argv or "--help" in argv:
         print_help()
         return
-    raise_message_limit()
-    try:
+    with exit_on_bad_argument():
+        raise_message_limit()
         options, rest = parse_options(argv)
         host, port = relay_address(rest)
         rules = rules_of(options)
         listener = _listener(host, port)
-    except SettingError as error:
-        _refuse(str(error))
     os.environ.setdefault(_PEEK_ENV, _PEEK_MS)
     with listener, _reserved_port() as own_port:
         # The last one counts.
@@ -95,7 +94,7 @@ def run() -> None:
 
 
 def rules_of(options: argparse.Namespace) -> Rules:
-    """What the relay has to know. Raises SettingError for limits that contradict each other."""
+    """What the relay has to know. Raises BadArgument for limits that contradict each other."""
     return Rules(
         options.retry_after,
         max_body_mib(),
@@ -129,7 +128,7 @@ def print_help() -> None:
 def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """Our options, and the arguments that are Dynamo's.
 
-    `retry_after` (seconds), `check_content`, `max_media_items`. Raises SettingError for an illegal
+    `retry_after` (seconds), `check_content`, `max_media_items`. Raises BadArgument for an illegal
     value.
     """
     try:
@@ -137,7 +136,7 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     except argparse.ArgumentError as error:
         flags = (error.argument_name or "").split("/")
         label = next((spec.label for spec in OPTIONS if spec.flag in flags), error.argument_name)
-        raise SettingError(f"{label}: {error.message}") from None
+        raise BadArgument(f"{label}: {error.message}") from None
     # argparse converts text from the environment for every action but the boolean one.
     options.check_content = parse_value(CHECK_CONTENT, bool, options.check_content)
     for spec, value in (
@@ -146,19 +145,19 @@ def parse_options(argv: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     ):
         complaint = spec.complaint(value)
         if complaint is not None:
-            raise SettingError(f"{spec.label}: {complaint}")
+            raise BadArgument(f"{spec.label}: {complaint}")
     return options, rest
 
 
 def relay_address(argv: Sequence[str]) -> tuple[str, int]:
     """Host and port that Dynamo would serve on, from the flags or the environment.
 
-    Raises SettingError for what the relay cannot stand in front of.
+    Raises BadArgument for what the relay cannot stand in front of.
     """
     config, _ = _dynamo_parser().parse_known_args(argv)
     for name, complaint in _REFUSED.items():
         if getattr(config, name):
-            raise SettingError(complaint)
+            raise BadArgument(complaint)
     return config.http_host, config.http_port
 
 
@@ -194,7 +193,7 @@ def _listener(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family)
     except (OSError, OverflowError) as error:
-        raise SettingError(f"--http-host, --http-port: {host}:{port}: {error}") from None
+        raise BadArgument(f"--http-host, --http-port: {host}:{port}: {error}") from None
 
 
 @contextmanager
@@ -230,8 +229,3 @@ def _in_thread(context: AbstractAsyncContextManager[None]) -> Iterator[None]:
         loop.call_soon_threadsafe(loop.stop)
         thread.join()
         loop.close()
-
-
-def _refuse(message: str) -> NoReturn:
-    print(f"error: {message}", file=sys.stderr)
-    raise SystemExit(2)

@@ -33,6 +33,7 @@ from dynamo.llm import (
 from dynamo.runtime import Context
 
 from dynamo.sglang_mm_resume import tracing
+from dynamo.sglang_mm_resume.args import BadArgument
 from dynamo.sglang_mm_resume.config import ENCODE_MIN_ITEMS, ENCODE_MIN_TOKENS, Settings
 from dynamo.sglang_mm_resume.core.messages import Modality
 from dynamo.sglang_mm_resume.metrics import publish_metrics
@@ -280,8 +281,8 @@ def _require_possible(settings: Settings, config: ProcessorConfig) -> None:
 def _image_rule(settings: Settings, folder: Path) -> ImageRule | None:
     rule = ImageRule.of_model(folder)
     if settings.encode_min_tokens is not None and rule is None:
-        raise SystemExit(
-            f"error: {ENCODE_MIN_TOKENS.label}: the options of this model's image processor do not "
+        raise BadArgument(
+            f"{ENCODE_MIN_TOKENS.label}: the options of this model's image processor do not "
             f"say how many tokens a picture has: use {ENCODE_MIN_ITEMS.flag} instead"
         )
     return rule
@@ -296,7 +297,7 @@ def _placeholders(model: dict[str, Any], model_path: str) -> Placeholders:
             found[modality] = ids[0]
     if "image" not in found:
         text = f"{model_path} names no image placeholder in config.json"
-        raise SystemExit(f"error: --model-path: {text}")
+        raise BadArgument(f"--model-path: {text}")
     return found
 
 
