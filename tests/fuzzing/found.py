@@ -40,7 +40,7 @@ FOUND = [
     _drawn("all-tokens-are-stops", stop_token_ids=list(range(VOCABULARY)), min_tokens=2),
     _drawn("grammar-without-an-answer", guided_grammar="root ::= root"),
     _drawn("tiny-repetition-penalty", repetition_penalty=1e-30),
-    # The engine asks the grammar for the next token, for a minute, before it serves anybody else.
+    # The engine asks the grammar for the next token, ever longer, before it serves others.
     _chat("nested-repetitions", guided_regex="(((((.*)*)*)*)*)*", max_tokens=512),
     _chat("nested-counts", guided_regex="(.{1,1000}){1,1000}", max_tokens=512),
 ]

@@ -15,21 +15,24 @@ VOCABULARY = 512
 _EDGES = [0, -0.0, 1e-45, 1e-30, 1e-7, 1e-5, 0.5, 1, 2, 2.0001, -1e-7, -1, -2, -2.0001]
 _EDGES += [100, 1e38, 3.5e38, 1e300, -1e300]
 _COUNTS = [0, 1, 2, 5, 16, 17, 128, 2047, 2048, 2**31 - 1, 2**31, 2**32, 2**53, 2**63, -1, -(2**31)]
-TOKEN_IDS = [0, 1, 2, 3, 13, 100, VOCABULARY - 1, VOCABULARY, VOCABULARY + 1, 600, 65_535, 151_643]
-TOKEN_IDS += [999_999_999, 2**31 - 1, 2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, -1, -512, -(2**31)]
+_BEYOND = [VOCABULARY, VOCABULARY + 1, 600, 65_535, 151_643, 999_999_999, 2**31 - 1]
+"""Ids that Dynamo passes on: whole numbers below `2**32`."""
+_NO_IDS = [2**31, 2**32 - 1, 2**32, 2**63 - 1, 2**63, -1, -512, -(2**31)]
+TOKEN_IDS = [0, 1, 2, 3, 13, 100, VOCABULARY - 1, *_BEYOND, *_NO_IDS]
 _STOPS = ["", ".", "a", "\0", "\ud800", "e" * 10_000, "\n\n", "<|im_end|>", "🙂", " " * 500]
 _WRONG_TYPES = [None, True, "1", [], {}, [1], "NaN", "x" * 10_000]
 
 
-def token_id(chance: random.Random) -> int:
-    """More often one of the vocabulary than not."""
-    return chance.randrange(VOCABULARY) if chance.random() < 0.5 else chance.choice(TOKEN_IDS)
-
-
 def token_ids(chance: random.Random, at_most: int = 8) -> list[int]:
-    """Some, possibly none; now and then thousands."""
+    """Some, possibly none; now and then thousands. One that is no id has the whole list refused,
+    so that most lists have none.
+    """
     count = 5_000 if chance.random() < 0.02 else chance.randrange(at_most + 1)
-    return [token_id(chance) for _ in range(count)]
+    odd = chance.choices([[], _BEYOND, TOKEN_IDS], [5, 4, 1])[0]
+    return [
+        chance.choice(odd) if odd and chance.random() < 0.3 else chance.randrange(VOCABULARY)
+        for _ in range(count)
+    ]
 
 
 def _number(chance: random.Random) -> float:
