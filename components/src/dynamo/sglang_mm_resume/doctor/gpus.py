@@ -6,6 +6,7 @@ Run as a program, it prints that as one line of JSON: importing torch takes seco
 GPU whose driver hangs never returns, so another process does it, which can be given up.
 """
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -18,6 +19,8 @@ from dynamo.sglang_mm_resume.video_library import can_decode_videos
 
 #: Seconds for importing torch and asking every GPU: torch alone takes ten from a cold disk.
 LIMIT_S: Final = 60.0
+#: `CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE` of cuda.h.
+_IS_LEGACY_CUDA_IPC_CAPABLE: Final = 10
 
 
 class Gpu(BaseModel):
@@ -66,6 +69,21 @@ def torch_facts(limit_s: float = LIMIT_S) -> TorchFacts:
     except ValidationError:
         complaint = (answer.stderr.splitlines() or ["no output"])[-1]
         raise TorchUnusable(f"torch cannot be used: {complaint:.300}") from None
+
+
+def is_legacy_ipc_capable(address: int) -> bool:
+    """Whether another process may map the GPU memory at `address`, as UCX's cuda_ipc does.
+
+    Raises `OSError` without NVIDIA's driver, `RuntimeError` if it does not know the address.
+    """
+    driver = ctypes.CDLL("libcuda.so.1")
+    found = ctypes.c_uint(0)
+    error = driver.cuPointerGetAttribute(
+        ctypes.byref(found), _IS_LEGACY_CUDA_IPC_CAPABLE, ctypes.c_uint64(address)
+    )
+    if error:
+        raise RuntimeError(f"cuPointerGetAttribute of address {address:#x}: CUDA error {error}")
+    return bool(found.value)
 
 
 def device_files(folder: Path = Path("/dev")) -> list[str]:
