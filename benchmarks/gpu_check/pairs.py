@@ -12,8 +12,7 @@ from typing import Final
 
 from benchmarks.channel import Failed
 from benchmarks.contenders import OURS
-from benchmarks.gpu_check.parts import NO_GPU, Options
-from benchmarks.gpu_check.rows import Row, failed, judged, skipped
+from benchmarks.gpu_check.rows import NO_GPU, Options, Row, failed, judged, skipped
 from benchmarks.team import Team
 from benchmarks.workload import Order, Setup, bytes_of
 from dynamo.sglang_mm_resume.doctor.carrier import Carrier

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any, Final
 from unittest import mock
 
@@ -24,9 +23,8 @@ import psutil
 import torch
 
 from benchmarks.gpu_check import under_test
-from benchmarks.gpu_check.rows import Row, judged, skipped
+from benchmarks.gpu_check.rows import NO_GPU, Options, Row, judged, skipped
 
-NO_GPU: Final = "needs a GPU, and --device is cpu"
 MIB: Final = 2**20
 #: Tokens of a chunk whose copy is timed: 14 MiB.
 TIMED_TOKENS: Final = 2048
@@ -37,23 +35,10 @@ SLACK_MIB: Final = 48
 KEPT_MIB: Final = 64
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """`device`: `cpu` or `cuda:N`. `base_gpu_id`: that of the worker that is imitated."""
-
-    device: str
-    base_gpu_id: int
-    quick: bool
-
-    @property
-    def has_gpu(self) -> bool:
-        return self.device != "cpu"
-
-
 def copies(options: Options, pool: str, rows: str) -> Iterator[Row]:
     """Rows into blocks and back, with random orders, lengths and widths in every dtype."""
     name = f"copies, pool on {pool}, rows on {rows}"
-    cases = 20 if options.quick else 200
+    cases = 10 if options.quick else 200
     wrong = [
         f"{dtype}, case {seed}"
         for dtype in under_test.DTYPES
@@ -160,6 +145,11 @@ def _current_device(threads: ThreadPoolExecutor, real: bool, asked: _Asked) -> i
         return threads.submit(torch.cuda.current_device).result()
     name = threads.submit(lambda: threading.current_thread().name).result()
     return asked.by_thread.get(name)
+
+
+def not_here(options: Options, name: str) -> Iterator[Row]:
+    """In place of a part that needs a GPU."""
+    yield skipped(name, NO_GPU)
 
 
 def legacy_ipc(options: Options) -> Iterator[Row]:

@@ -1,11 +1,26 @@
 # SPDX-FileCopyrightText: Copyright (c) 2026 The dynamo-sglang-mm-resume authors
 # SPDX-License-Identifier: Apache-2.0
-"""A line of the table: one claim, and whether it holds."""
+"""What a check is asked for, and the lines of its table: claims, and whether they hold."""
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from typing import Any
+from typing import Any, Final
+
+NO_GPU: Final = "needs a GPU, and --device is cpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """`device`: `cpu` or `cuda:N`. `base_gpu_id`: that of the worker that is imitated."""
+
+    device: str
+    base_gpu_id: int
+    quick: bool
+
+    @property
+    def has_gpu(self) -> bool:
+        return self.device != "cpu"
 
 
 class Outcome(StrEnum):
