@@ -55,10 +55,9 @@ def encoder_threads(base_gpu_id: int) -> Iterator[dict[str, ThreadPoolExecutor]]
     """
     from dynamo.sglang_mm_resume.workers import sglang_encoder
 
-    device = f"cuda:{base_gpu_id}"
     towers = SimpleNamespace(first=None, dp_size=1, lost=None, lead=lambda model: None)
     towers.close = lambda: None
-    tower = SimpleNamespace(device=device, model=None, gpu_id=base_gpu_id)
+    tower = SimpleNamespace(device="cuda", model=None, gpu_id=base_gpu_id)
     arguments = SimpleNamespace(tp_size=1, dp_size=1, base_gpu_id=base_gpu_id, device="cuda")
     with (
         mock.patch.object(sglang_encoder, "Towers", lambda *_: towers),

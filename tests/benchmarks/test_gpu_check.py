@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.gpu_check import command, rows
+from benchmarks.gpu_check import command, rows, under_test
 from benchmarks.gpu_check.rows import Options, Outcome, Row
 
 ON_CPU = Options("cpu", 0, quick=True)
@@ -97,6 +97,14 @@ def test_a_part_that_does_not_end_well_has_failed(part: str, limit_s: float, why
     *_, last = command.run(command.Part(part, path), ON_CPU, limit_s)
     assert last.outcome is Outcome.FAILED
     assert why in last.why
+
+
+def test_the_threads_of_an_encode_worker_are_found() -> None:
+    """With stand-ins for its towers, as on a GPU; a rename would leave nothing to look at."""
+    with under_test.encoder_threads(base_gpu_id=1) as threads:
+        assert len(threads) == 2
+        for pool in threads.values():
+            assert pool.submit(int).result() == 0
 
 
 def test_nothing_checked_is_no_success() -> None:
