@@ -246,7 +246,7 @@ def pinned_pool(options: Options) -> Iterator[Row]:
     limit = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     memory = under_test.pool("cpu", 64)
     torch.cuda.set_device(options.device)
-    error = 0 if memory.tensor.is_pinned() else _register(memory.tensor)
+    error = under_test.pin_error(memory.tensor)
     why = f"copies between host pools and GPUs are slow; ulimit -l is {limit}"
     yield judged(name, f"cudaHostRegister: {error}", "no error", not error, why)
 
@@ -281,12 +281,3 @@ def _host_bytes() -> tuple[int, int]:
 
 def _grown(before: tuple[int, int]) -> int:
     return max(now - then for now, then in zip(_host_bytes(), before, strict=True))
-
-
-def _register(tensor: torch.Tensor) -> int:
-    """The CUDA error of pinning it; 0: it went well, and is undone."""
-    cuda = torch.cuda.cudart()
-    error = int(cuda.cudaHostRegister(tensor.data_ptr(), tensor.nbytes, 0))
-    if not error:
-        cuda.cudaHostUnregister(tensor.data_ptr())
-    return error

@@ -13,14 +13,14 @@ from unittest import mock
 import torch
 
 from dynamo.sglang_mm_resume.core.layout import Layout
-from dynamo.sglang_mm_resume.doctor.gpus import is_legacy_ipc_capable
+from dynamo.sglang_mm_resume.doctor.gpus import is_legacy_ipc_capable, pin_error
 from dynamo.sglang_mm_resume.transport.memory import DTYPES, PoolMemory, resolve_device
 
 #: Tokens of a block, and elements of a row, as workers of Qwen2.5-VL-7B have them.
 BLOCK_SIZE: Final = 128
 WIDTH: Final = 3584
 
-__all__ = ["BLOCK_SIZE", "DTYPES", "WIDTH", "is_legacy_ipc_capable"]
+__all__ = ["BLOCK_SIZE", "DTYPES", "WIDTH", "is_legacy_ipc_capable", "pin_error"]
 
 
 def pool(
