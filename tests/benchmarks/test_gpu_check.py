@@ -9,12 +9,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import torch
 
-from benchmarks.gpu_check import command, rows, under_test
+from benchmarks.gpu_check import command, parts, rows, under_test
 from benchmarks.gpu_check.rows import Options, Outcome, Row
+from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 
 ON_CPU = Options("cpu", 0, quick=True)
 LIMIT_S = 120.0
@@ -105,6 +109,35 @@ def test_the_threads_of_an_encode_worker_are_found() -> None:
         assert len(threads) == 2
         for pool in threads.values():
             assert pool.submit(int).result() == 0
+
+
+def test_a_thread_that_says_no_device_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine with one GPU, where the current device is right by chance."""
+
+    @contextmanager
+    def two_pools(base_gpu_id: int) -> Iterator[dict[str, ThreadPoolExecutor]]:
+        told = ThreadPoolExecutor(1, "told", torch.cuda.set_device, (base_gpu_id,))
+        with told, ThreadPoolExecutor(1, "untold") as untold:
+            yield {"told": told, "untold": untold}
+
+    monkeypatch.setattr(under_test, "encoder_threads", two_pools)
+    monkeypatch.setattr(under_test, "device_of_auto", lambda base: torch.device("cuda", base))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    auto, told, untold = parts.current_devices(Options("cuda:0", 0, quick=True))
+    assert auto.outcome is told.outcome is Outcome.OK
+    assert untold.outcome is Outcome.FAILED
+
+
+def test_memory_that_is_kept_without_a_bound_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+
+    def keep(self: PoolMemory, num_tokens: int) -> torch.Tensor:
+        kept.append(torch.empty((num_tokens, under_test.WIDTH), dtype=torch.bfloat16))
+        return kept[-1]
+
+    monkeypatch.setattr(PoolMemory, "empty_rows", keep)
+    (row,) = parts.kept_memory(ON_CPU)
+    assert row.outcome is Outcome.FAILED
 
 
 def test_nothing_checked_is_no_success() -> None:
