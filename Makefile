@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help env aiperf demo demo-model test test-full nightly lint format types pytest bench bench-http soak \
-    fuzz wheel clean
+    fuzz gpu-check wheel clean
 
 help: ## Print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -95,6 +95,9 @@ soak: $(STAMP) ## Load the graph for ten minutes while faults are injected (ARGS
 
 fuzz: $(STAMP) ## Send random requests for five minutes (ARGS="--minutes 2 --seed 7")
 	@$(BIN)/python -m tests.fuzz $(ARGS)
+
+gpu-check: $(STAMP) ## Prove on a GPU what tests cannot (ARGS="--device cpu --quick": what needs none)
+	@$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 wheel: $(STAMP) ## Build dist/*.whl and dist/*.tar.gz
 	@$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist .

@@ -19,7 +19,8 @@ class Setup:
     """What a contender is made ready for: bfloat16 embeddings, `(tokens, hidden)`, at most.
 
     `writers` hand over `in_flight` of them each, at the same time, every one of other content.
-    `scratch`: a folder that all processes of a team share, if they need one.
+    `scratch`: a folder that all processes of a team share, if they need one. `device`: of the
+    embeddings, and of the pools unless `pool_device` says otherwise.
     """
 
     tokens: int
@@ -28,6 +29,7 @@ class Setup:
     writers: int = 1
     device: str = "cpu"
     scratch: str = ""
+    pool_device: str = ""
 
     @property
     def embedding_bytes(self) -> int:

@@ -312,7 +312,7 @@ def make_memory(setup: Setup, kind: type[Memory]) -> Memory:
         dtype="bfloat16",
         block_size=SETTINGS.block_size,
     )
-    device = resolve_device(setup.device)
+    device = resolve_device(setup.pool_device or setup.device)
     return kind(layout, SETTINGS.pool_blocks, device, SETTINGS.max_kept_bytes)
 
 

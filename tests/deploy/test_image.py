@@ -195,6 +195,15 @@ def test_a_worker_is_asked_for_its_health_where_it_answers(service: Service) -> 
     assert f"http://127.0.0.1:{service.env['DYN_SYSTEM_PORT']}/health" in asked
 
 
+@pytest.mark.parametrize("name", ["encode", "prefill"])
+def test_pools_are_in_host_memory_where_containers_see_no_processes_of_each_other(
+    name: str,
+) -> None:
+    """cuda_ipc does not work between PID namespaces, and UCX falls back to 0.3 GB/s."""
+    service = SERVICES[name]
+    assert "pid" in service.spec or service.line.settings.pool_device == "cpu"
+
+
 def test_the_frontend_is_asked_where_it_answers_and_is_on_loopback() -> None:
     frontend = SERVICES["frontend"]
     port = frontend.line.options["http_port"]

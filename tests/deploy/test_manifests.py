@@ -345,6 +345,15 @@ def test_rdma_is_for_all_that_move_embeddings_or_none(graph: Graph) -> None:
         assert "tcp" not in str(names).split(","), "it would be taken without a word"
 
 
+@each_graph()
+def test_pools_are_on_gpus_only_where_rdma_reaches_them(graph: Graph) -> None:
+    """cuda_ipc does not work between the PID namespaces of pods, and UCX falls back to 0.3 GB/s."""
+    for each in graph.of(ENCODE, PREFILL):
+        shares_processes = each.pod.get("hostPID", False)
+        if not each.limits.get("rdma/ib") and not shares_processes:
+            assert each.line.settings.pool_device == "cpu"
+
+
 @each_component("frontend", *OPERATOR_WORKER_TYPES)
 def test_the_model_cache(component: Component) -> None:
     claims = {

@@ -195,3 +195,49 @@ async def test_a_folder_of_files_must_be_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("backend", ["kubernetes", "mem", "zookeeper"])
 async def test_backends_that_show_nothing_here_fail(backend: str) -> None:
     assert (await graphs.discovery(backend, {})).outcome is Outcome.FAIL
+
+
+VRAM = {"memory": "VRAM"}
+
+
+def between(encode: dict[str, Any], prefill: dict[str, Any]) -> Result:
+    """How two workers with these facts can reach each other's GPU."""
+    workers = (worker("encode", 2, **encode), worker("prefill", 4, **prefill))
+    return found(worker("processor", 1), *workers)["GPU memory"]
+
+
+@pytest.mark.parametrize(
+    ("encode", "prefill"),
+    [
+        (VRAM, VRAM),
+        ({}, VRAM | {"pid_namespace": "pid:[2]"}),
+        (VRAM, {"pid_namespace": "pid:[2]"}),
+        (VRAM | {"rdma_devices": ["mlx5_0"]}, VRAM | {"rdma_devices": ["mlx5_1"], "boot_id": "b"}),
+        (VRAM | {"ipc_namespace": "ipc:[2]"}, VRAM),
+        (VRAM | {"pid_namespace": ""}, VRAM),
+        (VRAM | {"boot_id": ""}, VRAM),
+    ],
+    ids=["one namespace", "host pool", "host pool 2", "RDMA", "IPC", "unknown", "unknown boot"],
+)
+def test_gpus_that_can_reach_each_other_are_well(
+    encode: dict[str, Any], prefill: dict[str, Any]
+) -> None:
+    assert between(encode, prefill).outcome is Outcome.OK
+
+
+def test_cuda_ipc_cannot_work_between_pid_namespaces() -> None:
+    result = between(VRAM, VRAM | {"pid_namespace": "pid:[2]"})
+    assert result.outcome is Outcome.WARN
+    assert "PID namespaces differ (pid:[1] and pid:[2])" in result.text
+    assert "encode 2" in result.text
+    assert "prefill 4" in result.text
+    assert "hostPID" in result.action
+    assert "DYN_SGL_MM_RESUME_POOL_DEVICE" in result.action
+    assert result.figures["slow"] == [["2", "4"]]
+
+
+@pytest.mark.parametrize("devices", [[], ["mlx5_0"]])
+def test_gpus_of_two_machines_need_rdma_on_both(devices: list[str]) -> None:
+    result = between(VRAM | {"rdma_devices": devices}, VRAM | {"boot_id": "boot-2"})
+    assert result.outcome is Outcome.WARN
+    assert "different machines" in result.text

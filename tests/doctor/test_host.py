@@ -8,6 +8,7 @@ from resource import RLIM_INFINITY
 import pytest
 
 from dynamo.sglang_mm_resume.doctor import host
+from dynamo.sglang_mm_resume.doctor.gpus import PoolFacts
 from dynamo.sglang_mm_resume.doctor.report import Outcome
 
 GIB = 2**30
@@ -15,7 +16,13 @@ GIB = 2**30
 
 def test_this_machine_is_examined() -> None:
     names = [result.name for result in host.host()]
-    assert names == ["cores", "shared memory", "open files", "ptrace", "RDMA", "locked memory"]
+    of_gpus = ["pool on the GPU", "pinned host pool"]
+    assert names == [
+        *("cores", "shared memory", "open files", "ptrace", "RDMA", "locked memory"),
+        *("huge pages", *of_gpus),
+    ]
+    without_gpu = {result.name: result.outcome for result in host.host()}
+    assert {without_gpu[name] for name in of_gpus} == {Outcome.SKIP}
 
 
 @pytest.mark.parametrize(("number", "outcome"), [(2.0, Outcome.OK), (1.5, Outcome.WARN)])
@@ -86,3 +93,45 @@ def test_rdma(devices: list[str], verbs: list[str], outcome: Outcome) -> None:
 )
 def test_locked_memory(limit: int, devices: list[str], outcome: Outcome) -> None:
     assert host.memlock(limit, devices).outcome is outcome
+
+
+@pytest.mark.parametrize(
+    ("enabled", "shared", "outcome"),
+    [
+        ("always [madvise] never", "always within_size advise [never] deny force", Outcome.OK),
+        ("[always] madvise never", None, Outcome.OK),
+        ("always madvise [never]", "always within_size advise [never] deny force", Outcome.WARN),
+        (None, None, Outcome.WARN),
+    ],
+)
+def test_huge_pages(enabled: str | None, shared: str | None, outcome: Outcome) -> None:
+    result = host.huge_pages(enabled, shared)
+    assert result.outcome is outcome
+    assert result.figures["shmem_enabled"] == ("never" if shared else None)
+
+
+@pytest.mark.parametrize(
+    ("pool", "on_gpu", "on_host"),
+    [
+        (None, Outcome.SKIP, Outcome.SKIP),
+        (PoolFacts(legacy_ipc=True, pin_error=0), Outcome.OK, Outcome.OK),
+        (PoolFacts(legacy_ipc=False, pin_error=0), Outcome.WARN, Outcome.OK),
+        (PoolFacts(legacy_ipc=True, pin_error=2), Outcome.OK, Outcome.WARN),
+        (PoolFacts(error="OutOfMemoryError: 0 bytes free"), Outcome.WARN, Outcome.SKIP),
+    ],
+)
+def test_what_pools_may_do_on_a_gpu(
+    pool: PoolFacts | None, on_gpu: Outcome, on_host: Outcome
+) -> None:
+    assert host.gpu_pool(pool).outcome is on_gpu
+    assert host.pinned(pool, 8 * 2**20).outcome is on_host
+
+
+def test_memory_that_nobody_may_map_names_the_usual_cause() -> None:
+    result = host.gpu_pool(PoolFacts(legacy_ipc=False, pin_error=0))
+    assert "expandable_segments" in result.action
+    assert "DYN_SGL_MM_RESUME_POOL_DEVICE" in result.action
+
+
+def test_a_limit_of_locked_memory_is_told_where_pinning_fails() -> None:
+    assert "8 MiB" in host.pinned(PoolFacts(legacy_ipc=True, pin_error=2), 8 * 2**20).text

@@ -170,7 +170,8 @@ def _local() -> Iterator[Section]:
     _say("asking torch for GPUs")
     torch = _torch()
     yield Section("Installation", _installation(torch))
-    yield Section("This machine", host.host())
+    pool = torch.pool if isinstance(torch, TorchFacts) else None
+    yield Section("This machine", host.host(pool))
     has_gpu = isinstance(torch, TorchFacts) and bool(torch.gpus)
     yield Section("UCX between two processes of this machine", list(_transports(has_gpu)))
 

@@ -12,6 +12,7 @@ from collections import defaultdict
 from collections.abc import Awaitable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
@@ -19,7 +20,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from pydantic import ValidationError
 
-from dynamo.sglang_mm_resume.config import BLOCK_SIZE
+from dynamo.sglang_mm_resume.config import BLOCK_SIZE, POOL_DEVICE
 from dynamo.sglang_mm_resume.core.errors import ResumeError
 from dynamo.sglang_mm_resume.doctor.report import Outcome, Result, fail, ok, skip, warn
 from dynamo.sglang_mm_resume.transport.rpc import Client
@@ -54,6 +55,11 @@ _LAYOUT_ACTIONS: Final = {
     "dtype": "start all workers with the same --dtype",
     "block_size": f"start all workers with the same {BLOCK_SIZE.flag} ({BLOCK_SIZE.env})",
 }
+
+#: Where nothing is fast between pools on GPUs: over tcp, they take seven times as long.
+HOST_POOLS_ACTION: Final = (
+    f"host pools: {POOL_DEVICE.flag} cpu ({POOL_DEVICE.env}) on encode and prefill workers"
+)
 
 
 class Undescribed(ResumeError):
@@ -224,6 +230,7 @@ def checks(graph: Graph) -> list[Result]:
         protocol(graph),
         *(layout(graph, name) for name in _LAYOUT_ACTIONS),
         releases(graph),
+        gpu_memory(graph),
     ]
 
 
@@ -300,6 +307,49 @@ def releases(graph: Graph) -> Result:
         return ok("releases", "the same on all workers")
     text = "; ".join(f"{name}: {' and '.join(found)}" for name, found in differing.items())
     return warn("releases", text, "use one image for all workers", differing=differing)
+
+
+def gpu_memory(graph: Graph) -> Result:
+    """Is there a fast way between the pools on GPUs? RDMA is one; cuda_ipc is, in one PID
+    namespace. UCX emulates writes over tcp where there is none, and does not say so.
+    """
+    name = "GPU memory"
+    pairs = [pair for pair in product(graph.of("encode"), graph.of("prefill")) if _on_gpus(*pair)]
+    if not pairs:
+        return ok(name, "no encode and prefill worker both have their pools on GPUs")
+    slow = [(*pair, why) for pair in pairs if (why := _what_is_between(*pair))]
+    if not slow:
+        return ok(
+            name, f"{len(pairs)} pairs of workers can use RDMA, or cuda_ipc", pairs=len(pairs)
+        )
+    encode, prefill, why = slow[0]
+    return warn(
+        name,
+        f"cuda_ipc cannot work in {len(slow)} of {len(pairs)} pairs of workers, and there is no "
+        f"RDMA: about 0.3 GB/s. {encode.label} and {prefill.label}: {why}",
+        f"one PID namespace for both (hostPID, shareProcessNamespace, --pid), RDMA, or "
+        f"{HOST_POOLS_ACTION}",
+        pairs=len(pairs),
+        slow=[[str(e.instance_id), str(p.instance_id)] for e, p, _ in slow],
+    )
+
+
+def _on_gpus(*workers: Worker) -> bool:
+    return all(w.description is not None and w.description.memory == "VRAM" for w in workers)
+
+
+def _what_is_between(encode: Worker, prefill: Worker) -> str:
+    """What keeps cuda_ipc away where RDMA is not there either; empty: nothing that is known."""
+    each = [w.description.process for w in (encode, prefill) if w.description]
+    if all(process.rdma_devices for process in each):
+        return ""
+    boots = {process.boot_id for process in each}
+    namespaces = {process.pid_namespace for process in each}
+    if "" not in boots and len(boots) > 1:
+        return "they run on different machines"
+    if "" not in namespaces and len(namespaces) > 1:
+        return f"their PID namespaces differ ({' and '.join(sorted(namespaces))})"
+    return ""
 
 
 def _name(field: str) -> str:

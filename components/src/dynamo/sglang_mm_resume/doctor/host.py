@@ -6,10 +6,13 @@ Each check takes the facts that it judges; `host` reads them.
 """
 
 import os
+import re
 import resource
 from pathlib import Path
 from typing import Final
 
+from dynamo.sglang_mm_resume.config import POOL_DEVICE
+from dynamo.sglang_mm_resume.doctor.gpus import PoolFacts
 from dynamo.sglang_mm_resume.doctor.report import Result, fail, ok, skip, warn
 from dynamo.sglang_mm_resume.workers.status import rdma_devices
 
@@ -21,18 +24,26 @@ MIN_SHARED_BYTES: Final = 2**30
 MIN_OPEN_FILES: Final = 4096
 #: Bit of CAP_SYS_PTRACE in the capability sets of linux/capability.h.
 _CAP_SYS_PTRACE: Final = 1 << 19
+#: Linux's settings of huge pages: for memory of a process, and for memory that processes share.
+_HUGE_PAGES: Final = "/sys/kernel/mm/transparent_hugepage"
+
+_NO_GPU: Final = "no GPU here: pools are in host memory, and no copy needs it pinned"
 
 
-def host() -> list[Result]:
-    """All checks, on this machine as this process sees it."""
+def host(pool: PoolFacts | None = None) -> list[Result]:
+    """All checks, on this machine as this process sees it. `pool`: None without a GPU."""
     devices = rdma_devices()
+    locked = resource.getrlimit(resource.RLIMIT_MEMLOCK)[0]
     return [
         cores(usable_cores()),
         shared_memory(_shared_bytes()),
         open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
         ptrace(_read("/proc/sys/kernel/yama/ptrace_scope"), _may_ptrace()),
         rdma(devices, sorted(path.name for path in Path("/dev/infiniband").glob("uverbs*"))),
-        memlock(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], devices),
+        memlock(locked, devices),
+        huge_pages(_read(f"{_HUGE_PAGES}/enabled"), _read(f"{_HUGE_PAGES}/shmem_enabled")),
+        gpu_pool(pool),
+        pinned(pool, locked),
     ]
 
 
@@ -119,6 +130,69 @@ def memlock(limit: int, devices: list[str]) -> Result:
         "ulimit -l unlimited; in a container IPC_LOCK (Kubernetes) or --ulimit memlock=-1 (Docker)",
         limit_bytes=limit,
     )
+
+
+def huge_pages(enabled: str | None, shared: str | None) -> Result:
+    """Pools are in huge pages where Linux has them: without, they take longer to fill, and cards
+    and peers have more pages to look up. `enabled`, `shared`: the choices of Linux, the one that
+    holds in brackets; None where there are none.
+    """
+    chosen, of_shared = _chosen(enabled), _chosen(shared)
+    figures = {"enabled": chosen, "shmem_enabled": of_shared}
+    text = f"{chosen}; of shared memory: {of_shared or 'unknown'}"
+    if chosen in ("always", "madvise"):
+        return ok("huge pages", text, **figures)
+    return warn(
+        "huge pages",
+        text if chosen else "this kernel has none",
+        f"echo madvise > {_HUGE_PAGES}/enabled, on the machine",
+        **figures,
+    )
+
+
+def gpu_pool(pool: PoolFacts | None) -> Result:
+    """May another process map a pool on the GPU, as UCX's cuda_ipc does?"""
+    name = "pool on the GPU"
+    if pool is None:
+        return skip(name, _NO_GPU)
+    if pool.legacy_ipc is None:
+        return warn(name, pool.error, "free memory of the first GPU, and look at its driver")
+    if pool.legacy_ipc:
+        return ok(name, "other processes may map it (legacy CUDA IPC)", legacy_ipc=True)
+    return warn(
+        name,
+        "no other process may map it: UCX leaves cuda_ipc out, and takes 0.3 GB/s",
+        "take expandable_segments:True out of PYTORCH_CUDA_ALLOC_CONF; or host pools: "
+        f"{POOL_DEVICE.flag} cpu ({POOL_DEVICE.env}) on all encode and prefill workers",
+        legacy_ipc=False,
+    )
+
+
+def pinned(pool: PoolFacts | None, limit: int) -> Result:
+    """May a pool in host memory be pinned, so that copies from and to a GPU run at the speed of
+    its bus? `limit`: bytes that may be locked (`ulimit -l`).
+    """
+    name = "pinned host pool"
+    if pool is None:
+        return skip(name, _NO_GPU)
+    if pool.pin_error is None:
+        return skip(name, f"could not be tried: {pool.error}")
+    figures = {"cuda_error": pool.pin_error}
+    if not pool.pin_error:
+        return ok(name, "CUDA pins host memory (cudaHostRegister)", **figures)
+    locked = "unlimited" if limit == resource.RLIM_INFINITY else _size(limit)
+    return warn(
+        name,
+        f"cudaHostRegister fails with CUDA error {pool.pin_error}; locked memory: {locked}",
+        "ulimit -l unlimited, or IPC_LOCK; on a virtual machine, look at what its driver allows",
+        **figures,
+    )
+
+
+def _chosen(choices: str | None) -> str | None:
+    """The word in brackets of `always [madvise] never`."""
+    found = re.search(r"\[(\w+)\]", choices or "")
+    return found and found[1]
 
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:

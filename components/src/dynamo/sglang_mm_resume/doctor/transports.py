@@ -18,6 +18,7 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Final
 
+from dynamo.sglang_mm_resume.config import POOL_DEVICE
 from dynamo.sglang_mm_resume.doctor.carrier import Carrier, bandwidth, carrier, difference
 from dynamo.sglang_mm_resume.doctor.report import Result, fail, ok, warn
 
@@ -31,8 +32,9 @@ CMA_ACTION: Final = (
     "that leaves cma out"
 )
 CUDA_IPC_ACTION: Final = (
-    "both processes must see both GPUs (CUDA_VISIBLE_DEVICES) and share an IPC namespace "
-    "(containers: one pod, or hostIPC); UCX_TLS must not leave cuda_ipc out"
+    "both processes must be in one PID namespace (containers: one pod with shareProcessNamespace, "
+    "hostPID, or Docker's --pid), and UCX_TLS must not leave cuda_ipc out; else host pools, "
+    f"{POOL_DEVICE.flag} cpu ({POOL_DEVICE.env}), are faster"
 )
 RDMA_ACTION: Final = (
     "check that the port is ACTIVE (ibv_devinfo), that memory may be locked (IPC_LOCK), and that "
