@@ -80,7 +80,8 @@ async def _serve(
         dtype=encoder.dtype,
         block_size=settings.block_size,
     )
-    pool = make_pool(settings, layout, max_image_tokens(encoder.image_processor))
+    longest = max_image_tokens(encoder.image_processor)
+    pool = make_pool(settings, layout, longest, encoder.gpus, rows_on_gpu=True)
     threads = ThreadPoolExecutor(settings.thread_pool_size, thread_name_prefix="mm-resume")
     agent = NixlAgent(f"encode-{uuid4().hex}", pool.memory, _ignore_notice)
     await agent.start()
