@@ -2,20 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """Each check of the machine, with facts that are right and wrong."""
 
+from collections.abc import Callable
 from pathlib import Path
 from resource import RLIM_INFINITY
 
 import pytest
 
 from dynamo.sglang_mm_resume.doctor import host
-from dynamo.sglang_mm_resume.doctor.report import Outcome
+from dynamo.sglang_mm_resume.doctor.gpus import Gpu
+from dynamo.sglang_mm_resume.doctor.report import Outcome, Result
 
 GIB = 2**30
 
 
 def test_this_machine_is_examined() -> None:
     names = [result.name for result in host.host()]
-    assert names == ["cores", "shared memory", "open files", "ptrace", "RDMA", "locked memory"]
+    assert names[:4] == ["cores", "shared memory", "open files", "ptrace"]
+    assert names[4:] == ["RDMA", "locked memory", "CUDA IPC", "pinned memory"]
 
 
 @pytest.mark.parametrize(("number", "outcome"), [(2.0, Outcome.OK), (1.5, Outcome.WARN)])
@@ -86,3 +89,16 @@ def test_rdma(devices: list[str], verbs: list[str], outcome: Outcome) -> None:
 )
 def test_locked_memory(limit: int, devices: list[str], outcome: Outcome) -> None:
     assert host.memlock(limit, devices).outcome is outcome
+
+
+@pytest.mark.parametrize("check", [host.cuda_ipc, host.pinned])
+def test_each_gpu_is_judged_by_what_the_driver_says(check: Callable[..., Result]) -> None:
+    def gpu(answer: bool | None) -> Gpu:
+        return Gpu(name="a", memory_mib=1, ipc_capable=answer, pins_host_memory=answer)
+
+    assert check([]).outcome is Outcome.SKIP
+    assert check([gpu(True), gpu(True)]).outcome is Outcome.OK
+    for answer in (False, None):
+        result = check([gpu(True), gpu(answer)])
+        assert result.outcome is Outcome.WARN
+        assert "cuda:1" in result.text and "cuda:0" not in result.text

@@ -52,19 +52,25 @@ def test_tcp_on_one_machine_is_a_fall_back() -> None:
 def test_what_keeps_cma_away_is_named_where_it_is_seen() -> None:
     result = judged(Carrier.TCP, {"ucx": {"UCX_TLS": "tcp"}}, {"pid_namespace": "pid:[2]"})
     assert "UCX_TLS=tcp is set on encode 8 (node-1, pid 1)" in result.action
-    assert "pid namespaces differ" in result.action
+    assert "PID namespaces differ" in result.action
 
 
 def test_tcp_between_gpus_of_one_machine_misses_cuda_ipc() -> None:
     gpu = {"memory": "VRAM"}
-    result = judged(Carrier.TCP, gpu, {**gpu, "ipc_namespace": "ipc:[2]"})
+    result = judged(Carrier.TCP, gpu, {**gpu, "pid_namespace": "pid:[2]"})
     assert result.outcome is Outcome.WARN
-    assert "ipc namespaces differ" in result.action
+    assert "PID namespaces differ" in result.action
     assert "cuda_ipc" in result.action
 
 
 def test_tcp_between_machines_is_what_there_is() -> None:
     assert judged(Carrier.TCP, {}, {"boot_id": "boot-2"}).outcome is Outcome.OK
+
+
+def test_tcp_between_machines_misses_host_memory_where_a_pool_is_on_a_gpu() -> None:
+    result = judged(Carrier.TCP, {"memory": "VRAM"}, {"boot_id": "boot-2"})
+    assert result.outcome is Outcome.WARN
+    assert "--mm-resume-pool-device cpu" in result.action
 
 
 def test_tcp_between_machines_with_rdma_is_a_fall_back() -> None:

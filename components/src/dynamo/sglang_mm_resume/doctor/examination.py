@@ -18,7 +18,7 @@ from dynamo.common.configuration.groups.runtime_args import (
 )
 
 from dynamo.sglang_mm_resume.doctor import graph as graphs
-from dynamo.sglang_mm_resume.doctor import host, installation, pairs, transports
+from dynamo.sglang_mm_resume.doctor import host, installation, pairs, pools, transports
 from dynamo.sglang_mm_resume.doctor.advice import advice
 from dynamo.sglang_mm_resume.doctor.gpus import (
     TorchFacts,
@@ -168,9 +168,9 @@ def _local() -> Iterator[Section]:
     _say("asking torch for GPUs")
     torch = _torch()
     yield Section("Installation", _installation(torch))
-    yield Section("This machine", host.host())
-    has_gpu = isinstance(torch, TorchFacts) and bool(torch.gpus)
-    yield Section("UCX between two processes of this machine", list(_transports(has_gpu)))
+    gpus = torch.gpus if isinstance(torch, TorchFacts) else []
+    yield Section("This machine", host.host(gpus))
+    yield Section("UCX between two processes of this machine", list(_transports(bool(gpus))))
 
 
 def _torch() -> TorchFacts | TorchUnusable:
@@ -227,7 +227,8 @@ async def _graph(options: argparse.Namespace, config: DynamoRuntimeConfig) -> li
             graph = await graphs.find(runtime, config.namespace)
             peers = await connect(runtime, config.namespace)
         advised = advice(graph.descriptions("prefill"))  # before ours are among the lengths
-        sections = [Section(title, [reachable, *graphs.checks(graph)])]
+        found = [reachable, *graphs.checks(graph), *pools.checks(graph)]
+        sections = [Section(title, found)]
         if not options.no_transfers:
             sections.append(Section("Transfers", await _transfers(options, graph, peers)))
         return [*sections, Section("Advice", advised)]

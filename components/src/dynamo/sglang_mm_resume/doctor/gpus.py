@@ -9,6 +9,7 @@ GPU whose driver hangs never returns, so another process does it, which can be g
 import json
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -16,15 +17,18 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 #: Seconds for importing torch and asking every GPU: torch alone takes ten from a cold disk.
 LIMIT_S: Final = 60.0
+_TRIED_BYTES: Final = 2**20
 
 
 class Gpu(BaseModel):
-    """One device that torch can use."""
+    """One device that torch can use, and what CUDA's driver says of it; None: nothing."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     memory_mib: int
+    ipc_capable: bool | None = None
+    pins_host_memory: bool | None = None
 
 
 class TorchFacts(BaseModel):
@@ -74,8 +78,29 @@ def _ask_torch() -> dict[str, Any]:
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
             properties = torch.cuda.get_device_properties(index)
-            gpus.append({"name": properties.name, "memory_mib": properties.total_memory // 2**20})
+            gpus.append(
+                {
+                    "name": properties.name,
+                    "memory_mib": properties.total_memory // 2**20,
+                    **_driver_facts(torch.device("cuda", index)),
+                }
+            )
     return {"version": torch.__version__, "cuda": torch.version.cuda, "gpus": gpus}
+
+
+def _driver_facts(device: Any) -> dict[str, bool]:
+    """By trying it, with a little memory of either kind, as a pool would have it."""
+    from dynamo.sglang_mm_resume.transport import cuda
+    from dynamo.sglang_mm_resume.transport.host_memory import populated
+
+    found = {}
+    with suppress(RuntimeError, OSError):  # a GPU that is full, or in use by somebody else
+        found["ipc_capable"] = cuda.is_ipc_capable(cuda.allocate(_TRIED_BYTES, device))
+    with suppress(RuntimeError, OSError):
+        pinning, memory = cuda.Pinning(device), populated(_TRIED_BYTES)
+        found["pins_host_memory"] = pinning.pin(memory.data_ptr(), _TRIED_BYTES)
+        pinning.unpin(memory.data_ptr())
+    return found
 
 
 if __name__ == "__main__":

@@ -7,11 +7,14 @@ Each check takes the facts that it judges; `host` reads them.
 
 import os
 import resource
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from dynamo.sglang_mm_resume.config import POOL_DEVICE
+from dynamo.sglang_mm_resume.doctor.gpus import Gpu
 from dynamo.sglang_mm_resume.doctor.report import Result, fail, ok, skip, warn
-from dynamo.sglang_mm_resume.workers.status import rdma_devices
+from dynamo.sglang_mm_resume.workers.status import rdma_devices, rdma_files
 
 #: Fewer, and the thread that polls NIXL, the event loop and the engine take each other's time.
 MIN_CORES: Final = 2.0
@@ -23,16 +26,18 @@ MIN_OPEN_FILES: Final = 4096
 _CAP_SYS_PTRACE: Final = 1 << 19
 
 
-def host() -> list[Result]:
-    """All checks, on this machine as this process sees it."""
+def host(gpus: Sequence[Gpu] = ()) -> list[Result]:
+    """All checks, on this machine as this process sees it, with the GPUs that torch sees."""
     devices = rdma_devices()
     return [
         cores(usable_cores()),
         shared_memory(_shared_bytes()),
         open_files(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
         ptrace(_read("/proc/sys/kernel/yama/ptrace_scope"), _may_ptrace()),
-        rdma(devices, sorted(path.name for path in Path("/dev/infiniband").glob("uverbs*"))),
+        rdma(devices, rdma_files()),
         memlock(resource.getrlimit(resource.RLIMIT_MEMLOCK)[0], devices),
+        cuda_ipc(gpus),
+        pinned(gpus),
     ]
 
 
@@ -119,6 +124,39 @@ def memlock(limit: int, devices: list[str]) -> Result:
         "ulimit -l unlimited; in a container IPC_LOCK (Kubernetes) or --ulimit memlock=-1 (Docker)",
         limit_bytes=limit,
     )
+
+
+def cuda_ipc(gpus: Sequence[Gpu]) -> Result:
+    """Can other processes map the memory of the GPUs, as UCX's `cuda_ipc` does?"""
+    if not gpus:
+        return skip("CUDA IPC", "no GPU")
+    without = _indices(gpu.ipc_capable for gpu in gpus)
+    if not without:
+        return ok("CUDA IPC", f"memory of {len(gpus)} GPUs can be shared between processes")
+    return warn(
+        "CUDA IPC",
+        f"memory of {without} cannot be shared between processes",
+        f"{POOL_DEVICE.flag} cpu, unless all peers are reached by RDMA",
+    )
+
+
+def pinned(gpus: Sequence[Gpu]) -> Result:
+    """Can host memory be page-locked for the GPUs, as a pool there is?"""
+    if not gpus:
+        return skip("pinned memory", "no GPU")
+    without = _indices(gpu.pins_host_memory for gpu in gpus)
+    if not without:
+        return ok("pinned memory", "host memory can be pinned for every GPU")
+    return warn(
+        "pinned memory",
+        f"host memory cannot be pinned for {without}: copies into a pool there are slow",
+        "look into the kernel's log; containers and virtual machines may limit pinned memory",
+    )
+
+
+def _indices(answers: Iterable[bool | None]) -> str:
+    """The GPUs for which the answer is no, or none."""
+    return ", ".join(f"cuda:{index}" for index, answer in enumerate(answers) if not answer)
 
 
 def usable_cores(quota: Path = Path("/sys/fs/cgroup/cpu.max")) -> float:

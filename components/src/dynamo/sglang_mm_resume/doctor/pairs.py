@@ -25,6 +25,7 @@ from dynamo.sglang_mm_resume.core.messages import Media
 from dynamo.sglang_mm_resume.core.transitions import Receiving
 from dynamo.sglang_mm_resume.doctor.carrier import Carrier, bandwidth, carrier, difference
 from dynamo.sglang_mm_resume.doctor.graph import Graph, Worker, describe
+from dynamo.sglang_mm_resume.doctor.pools import HOST_POOLS, in_gpu_memory
 from dynamo.sglang_mm_resume.doctor.report import Result, fail, ok, skip, warn
 from dynamo.sglang_mm_resume.doctor.transports import CMA_ACTION, CUDA_IPC_ACTION, RDMA_ACTION
 from dynamo.sglang_mm_resume.transport.rpc import Client
@@ -212,14 +213,14 @@ def _remedy(encode: Worker, prefill: Worker) -> str:
         each = [
             bool(w.description and w.description.process.rdma_devices) for w in (encode, prefill)
         ]
-        return f"both machines have RDMA devices: {RDMA_ACTION}" if all(each) else ""
-    if memories(encode, prefill) == {"VRAM"}:
-        differing = _differing(encode, prefill, "ipc_namespace")
-        return f"{differing}{CUDA_IPC_ACTION}"
-    return f"{_differing(encode, prefill, 'pid_namespace')}{CMA_ACTION}"
+        if all(each):
+            return f"both machines have RDMA devices: {RDMA_ACTION}"
+        return HOST_POOLS if in_gpu_memory(encode, prefill) else ""
+    action = CUDA_IPC_ACTION if in_gpu_memory(encode, prefill) else CMA_ACTION
+    return f"{_differing(encode, prefill)}{action}"
 
 
-def _differing(encode: Worker, prefill: Worker, namespace: str) -> str:
+def _differing(encode: Worker, prefill: Worker) -> str:
     """Names the likely cause, where it is seen."""
     processes = [w.description.process for w in (encode, prefill) if w.description]
     causes = [
@@ -228,8 +229,8 @@ def _differing(encode: Worker, prefill: Worker, namespace: str) -> str:
         for key, value in process.ucx.items()
         if key == "UCX_TLS"
     ]
-    if len({getattr(process, namespace) for process in processes}) > 1:
-        causes.append(f"their {namespace.replace('_', ' ')}s differ")
+    if len({process.pid_namespace for process in processes}) > 1:
+        causes.append("their PID namespaces differ")
     return f"{' and '.join(causes)}; " if causes else ""
 
 

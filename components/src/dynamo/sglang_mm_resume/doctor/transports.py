@@ -31,8 +31,9 @@ CMA_ACTION: Final = (
     "that leaves cma out"
 )
 CUDA_IPC_ACTION: Final = (
-    "both processes must see both GPUs (CUDA_VISIBLE_DEVICES) and share an IPC namespace "
-    "(containers: one pod, or hostIPC); UCX_TLS must not leave cuda_ipc out"
+    "cuda_ipc needs both processes in one PID namespace (containers: one pod with "
+    "shareProcessNamespace, or hostPID) and no UCX_TLS that leaves it out; otherwise "
+    "--mm-resume-pool-device cpu is faster"
 )
 RDMA_ACTION: Final = (
     "check that the port is ACTIVE (ibv_devinfo), that memory may be locked (IPC_LOCK), and that "

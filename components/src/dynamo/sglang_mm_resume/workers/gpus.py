@@ -9,15 +9,11 @@ GPUs are indices of this process, as SGLang counts them: from `--base-gpu-id` on
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 
 from dynamo.sglang_mm_resume.config import POOL_DEVICE
-
-#: Where the files are by which a program reaches RDMA devices.
-INFINIBAND: Final = Path("/dev/infiniband")
 
 
 def gpus_of_engine(server_args: Any) -> range:
@@ -40,12 +36,7 @@ def _gpus(server_args: Any, ranks: int, step: int) -> range:
     return range(first, first + ranks * step, step)
 
 
-def has_rdma(folder: Path = INFINIBAND) -> bool:
-    """Can this process reach an RDMA device? The kernel lists devices to containers without."""
-    return any(folder.glob("uverbs*"))
-
-
-def pool_device(name: str, gpus: Sequence[int], rdma: bool) -> torch.device:
+def pool_device(name: str, gpus: Sequence[int], has_rdma: bool) -> torch.device:
     """The device that `--mm-resume-pool-device` names. `gpus`: the worker's own.
 
     Writes into the memory of a GPU need RDMA, or `cuda_ipc`, and the latter a PID namespace shared
@@ -56,7 +47,7 @@ def pool_device(name: str, gpus: Sequence[int], rdma: bool) -> torch.device:
     Raises `SystemExit` if the worker has no such GPU.
     """
     if name == "auto":
-        return torch.device("cuda", gpus[0]) if gpus and rdma else torch.device("cpu")
+        return torch.device("cuda", gpus[0]) if gpus and has_rdma else torch.device("cpu")
     device = torch.device(name)
     if device.type == "cpu":
         return device

@@ -12,7 +12,8 @@ from dynamo.sglang_mm_resume.core.blocks import BlockPool
 from dynamo.sglang_mm_resume.core.layout import Layout, blocks_for
 from dynamo.sglang_mm_resume.transport import cuda
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
-from dynamo.sglang_mm_resume.workers.gpus import has_rdma, pool_device
+from dynamo.sglang_mm_resume.workers.gpus import pool_device
+from dynamo.sglang_mm_resume.workers.status import rdma_files
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,8 @@ def make_pool(
             )
         default_blocks = blocks_for(slot_tokens, settings.block_size)
     num_blocks = settings.pool_buffers * default_blocks
-    device = pool_device(settings.pool_device, gpus, has_rdma())
+    has_rdma = bool(rdma_files())
+    device = pool_device(settings.pool_device, gpus, has_rdma)
     rows_on = torch.device("cuda", gpus[0]) if gpus and rows_on_gpu else None
     try:
         memory = PoolMemory(layout, num_blocks, device, settings.max_kept_bytes, rows_on)
@@ -58,7 +60,7 @@ def make_pool(
             f"{device}: lower --embedding-cache-buffer-size (SGLANG_EMBEDDING_CACHE_BUFFER_SIZE): "
             f"{error}"
         ) from error
-    _require_reachable(memory, has_rdma())
+    _require_reachable(memory, has_rdma)
     logger.info(
         "buffer pool: %d blocks of %d tokens (%.1f MiB) on %s, default grant %d blocks, layout %s",
         num_blocks,
@@ -72,9 +74,9 @@ def make_pool(
     return Pool(blocks, memory, settings.use_block_allocator)
 
 
-def _require_reachable(memory: PoolMemory, rdma: bool) -> None:
+def _require_reachable(memory: PoolMemory, has_rdma: bool) -> None:
     """Raises `SystemExit` for memory of a GPU into which no peer can write at its speed."""
-    if memory.device.type == "cpu" or rdma or cuda.is_ipc_capable(memory.tensor):
+    if memory.device.type == "cpu" or has_rdma or cuda.is_ipc_capable(memory.tensor):
         return
     raise SystemExit(
         f"error: {POOL_DEVICE.label}: memory of {memory.device} cannot be shared by CUDA IPC, and "

@@ -113,7 +113,9 @@ async def _serve(
     presence = Presence(generate, control, about, backend=config.dynamo_args.discovery_backend)
     endpoints.append(DrainFirst(handler.drain, presence.listings))
     namespace = config.dynamo_args.namespace
-    status = described(presence.counted(handler.status), namespace, layout, agent.memory_kind)
+    status = described(
+        presence.counted(handler.status), namespace, layout, agent.memory_kind, pool.memory.pinned
+    )
     serve_status(runtime, status)
     publish_metrics(generate, status, server_args.served_model_name, prefix)
     labels = [("model", layout.model), ("model_name", layout.model)]
