@@ -15,7 +15,7 @@ export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help
 .PHONY: help env aiperf demo demo-model test test-full lint format types pytest bench bench-http soak \
-    wheel clean
+    gpu-check wheel clean
 
 help: ## Print the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-12s %s\n", $$1, $$2 }' Makefile
@@ -88,6 +88,9 @@ bench-http: $(STAMP) ## Measure whole graphs over HTTP, ours and Dynamo's own, f
 
 soak: $(STAMP) ## Load the graph for ten minutes while faults are injected (ARGS="--minutes 2")
 	@$(BIN)/python -m tests.soak $(ARGS)
+
+gpu-check: $(STAMP) ## Prove pools, copies and writes on this machine's GPU (ARGS="--device cpu")
+	@$(BIN)/python -m benchmarks.gpu_check $(ARGS)
 
 wheel: $(STAMP) ## Build dist/*.whl and dist/*.tar.gz
 	@$(BIN)/uv build --quiet --no-build-isolation --python $(BIN)/python --out-dir dist .

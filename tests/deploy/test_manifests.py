@@ -345,6 +345,14 @@ def test_rdma_is_for_all_that_move_embeddings_or_none(graph: Graph) -> None:
         assert "tcp" not in str(names).split(","), "it would be taken without a word"
 
 
+@each_graph()
+def test_pools_are_on_gpus_where_rdma_reaches_them(graph: Graph) -> None:
+    """Pods see no processes of each other: without RDMA, writes go through the host."""
+    for each in graph.of(ENCODE, PREFILL):
+        has_rdma = bool(each.limits.get("rdma/ib"))
+        assert each.line.settings.pool_device == ("auto" if has_rdma else "cpu"), each.name
+
+
 @each_component("frontend", *OPERATOR_WORKER_TYPES)
 def test_the_model_cache(component: Component) -> None:
     claims = {
