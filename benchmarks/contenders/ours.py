@@ -42,7 +42,7 @@ from dynamo.sglang_mm_resume.core.messages import Reserve, Sized, Welcome
 from dynamo.sglang_mm_resume.core.receiver import Receiver as ReceiverCore
 from dynamo.sglang_mm_resume.core.receiver import ReceiverLimits
 from dynamo.sglang_mm_resume.transport.assembler import Assembler
-from dynamo.sglang_mm_resume.transport.memory import PoolMemory, resolve_device
+from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.transport.staging import Stored
 from dynamo.sglang_mm_resume.transport.writer import Writer as Transport
@@ -312,7 +312,7 @@ def make_memory(setup: Setup, kind: type[Memory]) -> Memory:
         dtype="bfloat16",
         block_size=SETTINGS.block_size,
     )
-    device = resolve_device(setup.pool_device or setup.device)
+    device = torch.device(setup.pool_device or setup.device)
     return kind(layout, SETTINGS.pool_blocks, device, SETTINGS.max_kept_bytes)
 
 

@@ -17,6 +17,7 @@ import torch
 
 from benchmarks.contenders.ours import OurReceiver, OurWriter, ignore, make_memory
 from benchmarks.workload import HandOff, Order, Setup
+from dynamo.sglang_mm_resume.transport.copies import Copy
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent, Write
 
@@ -66,9 +67,9 @@ class Trace:
 class TracedMemory(PoolMemory):
     trace: Trace
 
-    def scatter(self, rows: torch.Tensor, blocks: Sequence[int]) -> None:
+    def scatter(self, rows: torch.Tensor, blocks: Sequence[int]) -> Copy:
         with self.trace.span(STAGING):
-            super().scatter(rows, blocks)
+            return super().scatter(rows, blocks)
 
     def gather(self, blocks: Sequence[int], rows: torch.Tensor) -> None:
         with self.trace.span(GATHER):
@@ -87,11 +88,12 @@ class TracedAgent(NixlAgent):
         began = time.monotonic()
         loaded = began
 
-        def load() -> None:
+        def load() -> Copy:
             nonlocal loaded
             self.trace.add(TO_THREAD, began)
-            write.load()
+            copy = write.load()
             loaded = time.monotonic()
+            return copy
 
         seconds = await super().write(agent, replace(write, load=load))
         self.trace.add(WRITE, loaded)

@@ -63,7 +63,8 @@ def _round_trip(pool: str, device: str, dtype: str, seed: int) -> bool:
     sent = _random((num_tokens, width), dtype, seed + 10**6)
     memory.tensor.view(-1, width).copy_(before)
     _wait_for(pool)
-    memory.scatter(_on(device, sent, chance), blocks)
+    rows = _on(device, sent, chance)
+    memory.scatter(rows, blocks).wait()
     expected = before.clone()
     for token in range(num_tokens):
         expected[blocks[token // block_size] * block_size + token % block_size] = sent[token]
@@ -90,7 +91,7 @@ def _speed(pool: str, device: str) -> float:
     seconds = []
     for _ in range(8):
         began = time.perf_counter()
-        memory.scatter(rows, range(0, 2 * num_blocks, 2))
+        memory.scatter(rows, range(0, 2 * num_blocks, 2)).wait()
         seconds.append(time.perf_counter() - began)
     return rows.nbytes / statistics.median(seconds[2:]) / 1e9
 
@@ -202,7 +203,7 @@ def _copy_ms(memory: Any, rows: torch.Tensor, large: torch.Tensor | None) -> flo
     for _ in range(8 if large is not None else 0):
         large @ large
     began = time.perf_counter()
-    memory.scatter(rows, range(memory.num_blocks))
+    memory.scatter(rows, range(memory.num_blocks)).wait()
     took = time.perf_counter() - began
     torch.cuda.synchronize()
     return 1e3 * took

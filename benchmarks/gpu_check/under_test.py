@@ -2,19 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is checked: the one place where this package names functions of workers."""
 
-import inspect
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, Final
+from typing import Final
 from unittest import mock
 
 import torch
 
 from dynamo.sglang_mm_resume.core.layout import Layout
 from dynamo.sglang_mm_resume.doctor.gpus import is_legacy_ipc_capable, pin_error
-from dynamo.sglang_mm_resume.transport.memory import DTYPES, PoolMemory, resolve_device
+from dynamo.sglang_mm_resume.transport.memory import DTYPES, PoolMemory
+from dynamo.sglang_mm_resume.workers.gpus import pool_device
 
 #: Tokens of a block, and elements of a row, as workers of Qwen2.5-VL-7B have them.
 BLOCK_SIZE: Final = 128
@@ -37,15 +37,8 @@ def pool(
 
 
 def device_of_auto(base_gpu_id: int) -> torch.device:
-    """Where a worker with this `--base-gpu-id` has its pool by default."""
-    resolve: Any = resolve_device
-    takes_base = "base_gpu_id" in inspect.signature(resolve).parameters
-    found: torch.device = (
-        resolve("auto", base_gpu_id=base_gpu_id) if takes_base else resolve("auto")
-    )
-    if found.type == "cuda" and found.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return found
+    """Where a worker with this `--base-gpu-id` has its pool by default, on a machine with RDMA."""
+    return pool_device("auto", range(base_gpu_id, base_gpu_id + 1), has_rdma=True)
 
 
 @contextmanager

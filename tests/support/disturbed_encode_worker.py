@@ -14,19 +14,20 @@ from collections.abc import Sequence
 import torch
 
 if __name__ == "__main__":
+    from dynamo.sglang_mm_resume.transport.copies import Copy
     from dynamo.sglang_mm_resume.transport.memory import PoolMemory
     from dynamo.sglang_mm_resume.workers.run import run, sglang_help
     from dynamo.sglang_mm_resume.workers.start_encode import worker
 
     scatter = PoolMemory.scatter
 
-    def disturbed(self: PoolMemory, rows: torch.Tensor, blocks: Sequence[int]) -> None:
+    def disturbed(self: PoolMemory, rows: torch.Tensor, blocks: Sequence[int]) -> Copy:
         """Copy the rows; the first of the whole embedding changes its sign."""
         is_first_piece = rows.storage_offset() == 0
         if is_first_piece:
             rows = rows.clone()
             rows[0] *= -1
-        scatter(self, rows, blocks)
+        return scatter(self, rows, blocks)
 
     PoolMemory.scatter = disturbed
     run("encode_worker", worker, sglang_help)

@@ -8,15 +8,16 @@ from collections.abc import Sequence
 
 import torch
 
+from dynamo.sglang_mm_resume.transport.copies import Copy
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 
 scatter = PoolMemory.scatter
 
 
-def disturbed(self: PoolMemory, rows: torch.Tensor, blocks: Sequence[int]) -> None:
+def disturbed(self: PoolMemory, rows: torch.Tensor, blocks: Sequence[int]) -> Copy:
     rows = rows.clone()
     rows[-1].view(torch.uint8)[0] ^= 1
-    scatter(self, rows, blocks)
+    return scatter(self, rows, blocks)
 
 
 PoolMemory.scatter = disturbed

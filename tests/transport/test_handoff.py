@@ -18,6 +18,7 @@ from dynamo.sglang_mm_resume.core.errors import (
 )
 from dynamo.sglang_mm_resume.core.messages import Grant, Reserve
 from dynamo.sglang_mm_resume.core.transitions import Receiving
+from dynamo.sglang_mm_resume.transport.copies import Copy
 from dynamo.sglang_mm_resume.transport.nixl_agent import PeerLost
 from tests.transport.pair import (
     BLOCK_SIZE,
@@ -403,9 +404,10 @@ async def test_a_byte_that_changes_on_the_way_is_found(monkeypatch: pytest.Monke
         receiving.assembler.checksum = writing.writer.checksum = True
         scatter = writing.memory.scatter
 
-        def disturbed(rows: torch.Tensor, blocks: tuple[int, ...]) -> None:
-            scatter(rows, blocks)
+        def disturbed(rows: torch.Tensor, blocks: tuple[int, ...]) -> Copy:
+            copy = scatter(rows, blocks)
             writing.memory.tensor[blocks[0], 3, 7] = 2.0
+            return copy
 
         monkeypatch.setattr(writing.memory, "scatter", disturbed)
         rows = torch.ones(20, LAYOUT.width, dtype=torch.bfloat16)

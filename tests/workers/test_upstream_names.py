@@ -178,6 +178,13 @@ ATTRIBUTES: list[tuple[str, str, str]] = [
     (f"{SGL}.disaggregation.encoder.server", "MMEncoder.__init__", "preprocessor"),
     (f"{SGL}.disaggregation.encoder.server", "MMEncoder.__init__", "_embedding_dims"),
     (f"{SGL}.disaggregation.encoder.server", "MMEncoder.__init__", "_embedding_dtype"),
+    (f"{SGL}.disaggregation.encoder.server", "MMEncoder.__init__", "device"),
+    (f"{SGL}.disaggregation.encoder.server", "MMEncoder.__init__", "gpu_id"),
+    (
+        f"{SGL}.disaggregation.encoder.preprocessor",
+        "EncoderPreprocessor.__init__",
+        "preproc_executor",
+    ),
     (
         f"{SGL}.multimodal.processors.base_processor",
         "BaseMultimodalProcessor.__init__",
@@ -228,6 +235,31 @@ def test_sizes_of_the_encoders_thread_pools_are_read_from_the_environment(
     for name in ("SGLANG_ENCODER_MM_LOAD_WORKERS", "SGLANG_ENCODER_PREPROC_WORKERS"):
         monkeypatch.setenv(name, "3")
         assert getattr(envs, name).get() == 3
+
+
+def test_arguments_have_what_a_worker_reads_of_its_gpus() -> None:
+    arguments = import_module(f"{SGL}.server_args").ServerArgs(model_path="m")
+    assert arguments.base_gpu_id == 0 and arguments.gpu_id_step == 1
+    sizes = ("tp_size", "pp_size", "dp_size", "nnodes")
+    assert [getattr(arguments, name) for name in sizes] == [1, 1, 1, 1]
+    assert arguments.enable_dp_attention is False
+    assert arguments.mm_feature_transport is None
+
+
+def test_processors_of_what_we_serve_fork_no_process() -> None:
+    """SGLang has a pool of processes that it would fork at the first use: from ours, with a CUDA
+    context and NIXL's threads. As long as nobody uses it, nothing is forked.
+    """
+    base = import_module(f"{SGL}.multimodal.processors.base_processor")
+    handled = ("_create_cpu_executor", "_replace_broken_cpu_executor", "shutdown", "__init__")
+    for name, method in vars(base.BaseMultimodalProcessor).items():
+        if name not in handled and inspect.isfunction(method):
+            assert "cpu_executor.submit" not in inspect.getsource(method), name
+            assert "self.cpu_executor," not in inspect.getsource(method), name
+    qwen = import_module(f"{SGL}.multimodal.processors.qwen_vl")
+    assert "cpu_executor" not in inspect.getsource(qwen)
+    llava = import_module(f"{SGL}.multimodal.processors.llava")
+    assert "self.cpu_executor" in inspect.getsource(llava), "it has another name: look again"
 
 
 def test_an_item_carries_its_embedding() -> None:

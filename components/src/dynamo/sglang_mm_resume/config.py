@@ -127,7 +127,8 @@ HEARTBEAT_MAX_FAILURES = SettingSpec(
 POOL_DEVICE = _new(
     "pool_device",
     "auto, cpu, cuda or cuda:N",
-    "Device of the buffer pool; auto takes the worker's GPU, or host memory where there is none.",
+    "Device of the buffer pool; auto takes the worker's first GPU where it has RDMA, and host "
+    "memory elsewhere.",
     pattern=r"auto|cpu|cuda(:\d+)?",
 )
 ENCODE_FALLBACK = SettingSpec(
@@ -172,7 +173,7 @@ MAX_ASSEMBLED = _new(
     "max_assembled_mib",
     "MiB",
     "Embeddings assembled or being assembled on a prefill worker; beyond it clients get 503. "
-    "On a CPU, a quarter of this memory may stay in use between requests.",
+    "A quarter of this memory may stay in use between requests.",
 )
 MAX_WAITING_TRANSFERS = _new(
     "max_waiting_transfers",

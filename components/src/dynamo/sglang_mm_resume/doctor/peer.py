@@ -17,7 +17,7 @@ import torch
 
 from dynamo.sglang_mm_resume.core.layout import MAX_CHUNK_BLOCKS, Layout
 from dynamo.sglang_mm_resume.core.messages import PREFILL_REPLY, Welcome, dump, parse
-from dynamo.sglang_mm_resume.transport.memory import PoolMemory, resolve_device
+from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent, Write
 from dynamo.sglang_mm_resume.workers.status import rdma_sent, tcp_sent
 
@@ -75,7 +75,7 @@ async def write(connection: Connection, device: str) -> None:
 
 
 async def _begin(device: str, content: float) -> tuple[PoolMemory, NixlAgent]:
-    memory = PoolMemory(_LAYOUT, len(_BLOCKS), resolve_device(device))
+    memory = PoolMemory(_LAYOUT, len(_BLOCKS), torch.device(device))
     memory.tensor.fill_(content)
     if memory.device.type == "cuda":  # NIXL knows nothing of torch's streams
         torch.cuda.synchronize(memory.device)

@@ -12,7 +12,7 @@ import errno
 import mmap
 import threading
 import weakref
-from typing import Final
+from typing import Final, Protocol
 
 import numpy as np
 import torch
@@ -27,12 +27,21 @@ _MADV_POPULATE_WRITE: Final = 23
 _PRIVATE: Final = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
 
 
+class Pins(Protocol):
+    """Makes host memory fast for a GPU (`transport/cuda.py`). Memory that is kept stays so."""
+
+    def pin(self, address: int, num_bytes: int) -> bool: ...
+
+    def unpin(self, address: int) -> None: ...
+
+
 class HostMemory:
     """Hands out tensors; takes their memory back when the last view of one is gone."""
 
-    def __init__(self, max_kept: int) -> None:
+    def __init__(self, max_kept: int, pins: Pins | None = None) -> None:
         """`max_kept`: bytes that are kept without being used."""
         self._max_kept = max_kept
+        self._pins = pins
         self._kept: list[mmap.mmap] = []  # the longest unused first
         # Tensors end in any thread, and garbage collection may end one inside of `_take`.
         self._lock = threading.RLock()
@@ -47,11 +56,17 @@ class HostMemory:
         num_bytes = shape[0] * shape[1] * dtype.itemsize
         if num_bytes < WORTH_KEEPING:
             return torch.empty(shape, dtype=dtype)
-        memory = self._take(num_bytes) or _fresh(num_bytes)
+        memory = self._take(num_bytes) or self._new(num_bytes)
         # The tensor's storage holds this array, and nobody else does: it ends with the storage.
         array = np.frombuffer(memory, np.uint8, num_bytes)
         weakref.finalize(array, self._keep, memory).atexit = False
         return torch.from_numpy(array).view(dtype).view(shape)
+
+    def _new(self, num_bytes: int) -> mmap.mmap:
+        memory = _fresh(num_bytes)
+        if self._pins is not None:
+            self._pins.pin(_address_of(memory), num_bytes)
+        return memory
 
     def _take(self, num_bytes: int) -> mmap.mmap | None:
         with self._lock:
@@ -66,7 +81,10 @@ class HostMemory:
         with self._lock:
             self._kept.append(memory)
             while self.num_kept_bytes > self._max_kept:
-                self._kept.pop(0)  # and with it its pages
+                oldest = self._kept.pop(0)
+                if self._pins is not None:
+                    self._pins.unpin(_address_of(oldest))
+                del oldest  # and with it its pages
 
 
 def populated(num_bytes: int) -> torch.Tensor:
@@ -89,3 +107,7 @@ def _fresh(num_bytes: int) -> mmap.mmap:
     memory = mmap.mmap(-1, num_bytes, flags=_PRIVATE)
     memory.madvise(mmap.MADV_HUGEPAGE)
     return memory
+
+
+def _address_of(memory: mmap.mmap) -> int:
+    return int(np.frombuffer(memory, np.uint8).ctypes.data)

@@ -2,48 +2,57 @@
 # SPDX-License-Identifier: Apache-2.0
 """One pool tensor per worker, for life (R1), and the copies in and out of its blocks.
 
-Shape `(num_blocks, block_size, width)`. Copies block the calling thread, never the event loop: a
-receiver gathers in its thread pool, a writer scatters in the thread that owns NIXL (R15), so that
-rows are still in that core's cache when they are written.
+Shape `(num_blocks, block_size, width)`. Copies are made by threads, never by the event loop: the
+drivers gather in their thread pool, and scatter in the thread that writes (R15).
 """
 
-import ctypes
 from collections.abc import Iterator, Sequence
 
 import torch
 
 from dynamo.sglang_mm_resume.core.errors import ProtocolError
 from dynamo.sglang_mm_resume.core.layout import Layout
+from dynamo.sglang_mm_resume.transport import cuda
+from dynamo.sglang_mm_resume.transport.copies import Copier, Copy
 from dynamo.sglang_mm_resume.transport.host_memory import HostMemory, populated
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-def resolve_device(name: str) -> torch.device:
-    """`auto` is the current CUDA device where there is one, else host memory."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
 
 
 class PoolMemory:
     """The bytes behind a `BlockPool`."""
 
     def __init__(
-        self, layout: Layout, num_blocks: int, device: torch.device, max_kept: int = 0
+        self,
+        layout: Layout,
+        num_blocks: int,
+        device: torch.device,
+        max_kept: int = 0,
+        rows_on: torch.device | None = None,
     ) -> None:
-        """`max_kept`: bytes of assembled embeddings that stay for the next ones."""
+        """`max_kept`: bytes of assembled embeddings that stay for the next ones. `rows_on`: the GPU
+        that rows come from, if one does: a pool in host memory is then pinned for it.
+
+        Raises `RuntimeError`, `OSError` or `MemoryError` if there is not so much memory.
+        """
         self.layout = layout
         self.num_blocks = num_blocks
-        dtype = DTYPES[layout.dtype]
-        shape = (num_blocks, layout.block_size, layout.width)
+        num_bytes = num_blocks * layout.block_bytes
+        self.pinned: bool | None = None
+        """Whether a GPU copies at full speed from and to a pool in host memory; `None`: none does.
+        """
         if device.type == "cpu":
-            self.tensor = populated(num_blocks * layout.block_bytes).view(dtype).view(shape)
+            pool = populated(num_bytes)
+            self._host = HostMemory(max_kept)
+            if rows_on is not None:
+                self.pinned = cuda.Pinning(rows_on).pin(pool.data_ptr(), num_bytes)
         else:
-            self.tensor = torch.empty(shape, dtype=dtype, device=device)
+            pool = cuda.allocate(num_bytes, device)
+            self._host = HostMemory(max_kept, cuda.Pinning(pool.device))
+        shape = (num_blocks, layout.block_size, layout.width)
+        self.tensor = pool.view(DTYPES[layout.dtype]).view(shape)
         self.device = self.tensor.device
-        self._host = HostMemory(max_kept)
-        self._stream = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
+        self._copier = Copier()
 
     @property
     def num_bytes(self) -> int:
@@ -62,13 +71,14 @@ class PoolMemory:
             for part, run in self._parts(blocks, len(rows))
         )
 
-    def scatter(self, rows: torch.Tensor, blocks: Sequence[int]) -> None:
+    def scatter(self, rows: torch.Tensor, blocks: Sequence[int]) -> Copy:
         """Copy `rows`, `(num_tokens, width)`, to the first rows of `blocks` (R2).
 
-        Raises `ProtocolError` if `rows` are not rows of this pool's layout.
+        With a GPU on either side the copy is only begun: keep `rows`, and the blocks, until it is
+        done. Raises `ProtocolError` if `rows` are not rows of this pool's layout.
         """
         self._require_fit(rows, blocks)
-        self._copy(
+        return self._copier.begin(
             (self._run(run)[: part.stop - part.start], rows[part])
             for part, run in self._parts(blocks, len(rows))
         )
@@ -76,8 +86,6 @@ class PoolMemory:
     def empty_rows(self, num_tokens: int) -> torch.Tensor:
         """A host tensor for an assembled embedding: the engine's processes take it from there."""
         shape = (num_tokens, self.layout.width)
-        if self._stream is not None:
-            return torch.empty(shape, dtype=self.tensor.dtype, pin_memory=True)
         return self._host.empty(shape, self.tensor.dtype)
 
     def _require_fit(self, rows: torch.Tensor, blocks: Sequence[int]) -> None:
@@ -92,15 +100,7 @@ class PoolMemory:
             raise ProtocolError(f"{len(rows)} rows do not fit into {len(blocks)} blocks")
 
     def _copy(self, pairs: Iterator[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        if self._stream is None:
-            for target, source in pairs:
-                _copy_on_host(target, source)
-            return
-        # NIXL and UCX know nothing of our streams: the bytes must be there when this returns.
-        with torch.cuda.stream(self._stream):
-            for target, source in pairs:
-                target.copy_(source, non_blocking=True)
-        self._stream.synchronize()
+        self._copier.begin(pairs).wait()
 
     def _run(self, run: range) -> torch.Tensor:
         return self.tensor[run.start : run.stop].view(-1, self.layout.width)
@@ -113,16 +113,6 @@ class PoolMemory:
             if stop > start:
                 yield slice(start, stop), run
             start = stop
-
-
-def _copy_on_host(target: torch.Tensor, source: torch.Tensor) -> None:
-    """In this thread alone: torch would share the work with threads that have to be waited for,
-    which takes longer than the copy itself where cores are busy.
-    """
-    if not source.is_contiguous():
-        target.copy_(source)
-        return
-    ctypes.memmove(target.data_ptr(), source.data_ptr(), target.nbytes)
 
 
 def adjacent_runs(blocks: Sequence[int]) -> Iterator[range]:

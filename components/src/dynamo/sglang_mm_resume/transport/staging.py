@@ -20,6 +20,7 @@ from dynamo.sglang_mm_resume.core.blocks import BlockPool, Lease
 from dynamo.sglang_mm_resume.core.cache import CacheEntry, EmbeddingCache
 from dynamo.sglang_mm_resume.core.errors import TransferFailed
 from dynamo.sglang_mm_resume.core.queue import GrantQueue
+from dynamo.sglang_mm_resume.transport.copies import DONE, Copy
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 
 
@@ -110,12 +111,12 @@ class StagingPool:
 
 @dataclass(frozen=True, slots=True)
 class Lent:
-    """Blocks of ours to write from, once `load` has run: in the thread that writes, so that the
-    rows are still in its processor's cache when they are written.
+    """Blocks of ours to write from, once the copy that `load` begins is done: in the thread that
+    writes, so that the rows are still in its processor's cache when they are written.
     """
 
     blocks: tuple[int, ...]
-    load: Callable[[], None]
+    load: Callable[[], Copy]
 
 
 class Staged:
@@ -174,6 +175,7 @@ class Stored:
         self._memory = memory
         self._rows = rows
         self._missing = set(entry.lease.blocks if rows is not None else ())
+        self._last_copy = DONE
 
     def rows(self, first_token: int, num_tokens: int) -> torch.Tensor:
         """Some rows, for their checksum."""
@@ -202,18 +204,23 @@ class Stored:
             blocks = self._blocks(first_token, num_tokens)
             yield Lent(blocks, partial(self._load, first_token, num_tokens))
         finally:
-            if not self._missing:
+            # If the last copy is of another chunk, that one comes here after its end.
+            if not self._missing and self._last_copy.done:
                 self._rows = None
                 self._cache.publish(self._entry)
             self.unpin()
 
-    def _load(self, first_token: int, num_tokens: int) -> None:
-        """Copy what is not there. In the one thread that writes, whoever else wants the rows."""
+    def _load(self, first_token: int, num_tokens: int) -> Copy:
+        """Copy what is not there. In the one thread that writes, whoever else wants the rows.
+
+        Copies end in the order in which they were begun: after the last one, all are there.
+        """
         blocks = self._blocks(first_token, num_tokens)
-        if self._rows is None or self._missing.isdisjoint(blocks):
-            return
-        self._memory.scatter(self._rows[first_token : first_token + num_tokens], blocks)
-        self._missing.difference_update(blocks)
+        if self._rows is not None and not self._missing.isdisjoint(blocks):
+            rows = self._rows[first_token : first_token + num_tokens]
+            self._last_copy = self._memory.scatter(rows, blocks)
+            self._missing.difference_update(blocks)
+        return self._last_copy
 
     def _blocks(self, first_token: int, num_tokens: int) -> tuple[int, ...]:
         layout = self._memory.layout

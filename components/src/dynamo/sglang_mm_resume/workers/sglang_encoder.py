@@ -30,6 +30,7 @@ from sglang.srt.plugins import load_plugins
 from dynamo.sglang_mm_resume.core.errors import Reason, Refused
 from dynamo.sglang_mm_resume.workers.batches import Batches
 from dynamo.sglang_mm_resume.workers.decoding import Unusable, Video
+from dynamo.sglang_mm_resume.workers.gpus import gpus_of_towers, threads_on
 from dynamo.sglang_mm_resume.workers.towers import Place, Towers
 
 #: Pictures that a GPU's tower takes at once. On a CPU they go one by one: attention over a batch is
@@ -70,8 +71,11 @@ class VisionEncoder:
         self._encoder = make_encoder(self._towers.first)
         self._towers.lead(self._encoder.model)
         self.lost = self._towers.lost
-        self._tower = ThreadPoolExecutor(self._towers.dp_size, thread_name_prefix="vision-tower")
-        self._videos = ThreadPoolExecutor(MAX_VIDEOS, thread_name_prefix="video")
+        threads = partial(threads_on, self._encoder.device, self._encoder.gpu_id)
+        self._tower: ThreadPoolExecutor = threads(self._towers.dp_size, "vision-tower")
+        self._videos: ThreadPoolExecutor = threads(MAX_VIDEOS, "video")
+        # With SGLANG_ENCODER_IMAGE_PROCESSOR_USE_GPU, images are preprocessed on "cuda".
+        self._encoder.preprocessor.preproc_executor = threads(num_threads, "preprocess")
         on_cpu = self._encoder.device == "cpu"
         self.batches: Batches[Prepared, torch.Tensor] = Batches(
             self._run_tower,
@@ -83,6 +87,11 @@ class VisionEncoder:
     @property
     def server_args(self) -> Any:
         return self._encoder.server_args
+
+    @property
+    def gpus(self) -> range:
+        """Those of all ranks of all towers; rows are on the first one, or in host memory."""
+        return gpus_of_towers(self.server_args)
 
     @property
     def width(self) -> int:

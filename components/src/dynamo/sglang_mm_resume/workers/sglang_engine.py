@@ -30,6 +30,7 @@ from dynamo.sglang.request_handlers.multimodal.encode_worker_handler import (
     _install_load_video_passthrough,
 )
 from sglang.srt.disaggregation.utils import FAKE_BOOTSTRAP_HOST
+from sglang.srt.environ import envs
 from sglang.srt.managers.schedule_batch import Modality
 
 from dynamo.sglang_mm_resume import sglang_no_tower
@@ -339,6 +340,17 @@ def leave_tower_out(server_args: Any) -> None:
             f"--no-local-vision: {EXTERNAL_MODELS} has another use already: unset it, or leave the "
             "flag out"
         )
+
+
+def keep_features_on_host(server_args: Any) -> None:
+    """Have the engine take no GPU memory for features of images, unless the user asks for it.
+
+    SGLang does that by itself for Qwen3-VL on large GPUs, 1 to 3 GiB of them in this process; an
+    embedding that comes from elsewhere never passes through.
+    """
+    legacy = envs.SGLANG_USE_CUDA_IPC_TRANSPORT.is_set()
+    if server_args.mm_feature_transport is None and not legacy:
+        server_args.mm_feature_transport = "cpu"
 
 
 def forget_choices(engine: Any) -> None:

@@ -83,7 +83,8 @@ async def _serve(
         dtype=encoder.dtype,
         block_size=settings.block_size,
     )
-    pool = make_pool(settings, layout, max_image_tokens(encoder.image_processor))
+    longest = max_image_tokens(encoder.image_processor)
+    pool = make_pool(settings, layout, longest, encoder.gpus, rows_on_gpu=True)
     threads = ThreadPoolExecutor(settings.thread_pool_size, thread_name_prefix="mm-resume")
     agent = NixlAgent(f"encode-{uuid4().hex}", pool.memory, _ignore_notice)
     await agent.start()
@@ -115,7 +116,9 @@ async def _serve(
     presence = Presence(generate, control, about, backend=config.dynamo_args.discovery_backend)
     endpoints.append(DrainFirst(handler.drain, presence.listings))
     namespace = config.dynamo_args.namespace
-    status = described(presence.counted(handler.status), namespace, layout, agent.memory_kind)
+    status = described(
+        presence.counted(handler.status), namespace, layout, agent.memory_kind, pool.memory.pinned
+    )
     serve_status(runtime, status)
     publish_metrics(generate, status, server_args.served_model_name, prefix)
     labels = [("model", layout.model), ("model_name", layout.model)]

@@ -21,7 +21,10 @@ from dynamo.sglang.shutdown import install_graceful_shutdown
 from dynamo.sglang_mm_resume.config import Settings
 from dynamo.sglang_mm_resume.workers.families import require_served_by
 from dynamo.sglang_mm_resume.workers.lifecycle import argument_errors, runtime_of
-from dynamo.sglang_mm_resume.workers.sglang_engine import require_kv_of_its_own
+from dynamo.sglang_mm_resume.workers.sglang_engine import (
+    keep_features_on_host,
+    require_kv_of_its_own,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +68,7 @@ async def run_engine(
                 f"--disaggregation-mode: {config.serving_mode.value!r} is none of this worker's"
             )
         require_kv_of_its_own(config.server_args)
+        keep_features_on_host(config.server_args)
         if prepare is not None:
             prepare(config.server_args)
     # Our handlers serve all that the text path does; this flag would withhold half of it.

@@ -21,6 +21,7 @@ from dynamo.sglang_mm_resume.metrics import publish_metrics
 from dynamo.sglang_mm_resume.transport.assembler import Assembler
 from dynamo.sglang_mm_resume.transport.nixl_agent import NixlAgent
 from dynamo.sglang_mm_resume.workers import sglang_engine
+from dynamo.sglang_mm_resume.workers.gpus import gpus_of_engine
 from dynamo.sglang_mm_resume.workers.lifecycle import (
     Admission,
     DrainFirst,
@@ -77,7 +78,8 @@ async def _serve(process: EngineProcess) -> None:
         dtype=sglang_engine.model_dtype(engine),
         block_size=settings.block_size,
     )
-    pool = make_pool(settings, layout, max_image_tokens(sglang_engine.image_processor(engine)))
+    longest = max_image_tokens(sglang_engine.image_processor(engine))
+    pool = make_pool(settings, layout, longest, gpus_of_engine(server_args))
     threads = ThreadPoolExecutor(settings.thread_pool_size, thread_name_prefix="mm-resume")
     writers = Writers(await runtime.endpoint(f"{namespace}.encoder.mm_transfer").client(), settings)
 

@@ -32,6 +32,7 @@ _TCP_BYTES_ACKED: Final = struct.Struct("<120xQ")
 #: `port_xmit_data` counts words of four bytes (Linux, ABI/stable/sysfs-class-infiniband).
 _RDMA_WORD_BYTES: Final = 4
 _RDMA_DEVICES: Final = Path("/sys/class/infiniband")
+_RDMA_FILES: Final = Path("/dev/infiniband")
 
 _LIBC: Final = ctypes.CDLL(None)
 
@@ -42,6 +43,8 @@ class Process(BaseModel):
     """Facts of one process. Namespaces are named by their inodes, as under `/proc/self/ns`.
 
     `boot_id` is equal on all containers of one machine, and UCX itself tells machines apart by it.
+    `rdma_devices` are those that the kernel lists, also to containers that may use none;
+    `rdma_files` are the files by which this process reaches them.
     `tcp_sent`: bytes that the peers of its open TCP sockets have acknowledged. `rdma_sent`: bytes
     that the machine's RDMA ports have sent. `None` where the kernel does not say.
     """
@@ -55,6 +58,7 @@ class Process(BaseModel):
     ipc_namespace: str
     ucx: dict[str, str]
     rdma_devices: list[str]
+    rdma_files: list[str] = Field(default_factory=list)
     versions: dict[str, str]
     tcp_sent: int | None
     rdma_sent: int | None
@@ -70,6 +74,7 @@ class Process(BaseModel):
             ipc_namespace=_namespace("ipc"),
             ucx={k: v for k, v in os.environ.items() if k.startswith("UCX_")},
             rdma_devices=rdma_devices(),
+            rdma_files=rdma_files(),
             versions=dict(_versions()),
             tcp_sent=tcp_sent(),
             rdma_sent=rdma_sent(),
@@ -99,6 +104,7 @@ class Description(BaseModel):
     protocol_version: int
     layout: dict[str, Any] | None = None
     memory: str | None = None
+    pinned: bool | None = None
     process: Process
     pool: dict[str, int] | None = None
     default_blocks: int | None = None
@@ -121,14 +127,16 @@ def described(
     namespace: str,
     layout: Layout | None = None,
     memory: str | None = None,
+    pinned: bool | None = None,
 ) -> Callable[[], Status]:
     """A worker's status, with what it is and speaks in front.
 
-    `memory`: where its pool is, by NIXL's names: `DRAM` or `VRAM`.
+    `memory`: where its pool is, by NIXL's names: `DRAM` or `VRAM`; `pinned`: whether a GPU copies
+    at full speed into a pool in host memory, `None` where no GPU does.
     """
     identity: Status = {"namespace": namespace, "protocol_version": PROTOCOL_VERSION}
     if layout is not None:
-        identity |= {"layout": layout.model_dump(), "memory": memory}
+        identity |= {"layout": layout.model_dump(), "memory": memory, "pinned": pinned}
     return lambda: {**identity, **status()}
 
 
@@ -146,6 +154,11 @@ def answering(
 def rdma_devices(folder: Path = _RDMA_DEVICES) -> list[str]:
     """Names of the RDMA devices that this process sees."""
     return sorted(path.name for path in folder.glob("*"))
+
+
+def rdma_files(folder: Path = _RDMA_FILES) -> list[str]:
+    """Names of the files by which this process reaches RDMA devices."""
+    return sorted(path.name for path in folder.glob("uverbs*"))
 
 
 def rdma_sent(folder: Path = _RDMA_DEVICES) -> int | None:

@@ -8,6 +8,7 @@ computation, in the same order, or none can go on: where one fails or ends, the 
 """
 
 import asyncio
+import io
 import logging
 import multiprocessing
 import pickle
@@ -116,7 +117,7 @@ class Towers:
 
     def _compute(self, tower: int, name: str, items: list[Any], compute: Features) -> torch.Tensor:
         ranks = self._ranks[tower]
-        work = pickle.dumps((name, items))
+        work = packed((name, items))
         try:
             for rank in ranks:
                 rank.connection.send_bytes(work)
@@ -128,6 +129,22 @@ class Towers:
             for rank in ranks:  # they may be at another point: the worker ends
                 rank.process.kill()
             raise
+
+
+def packed(work: Any) -> bytes:
+    """Pickled, with all tensors in host memory: one of a GPU would come back on the GPU of the same
+    number, which is another one's in another rank.
+    """
+    buffer = io.BytesIO()
+    _HostPickler(buffer, pickle.HIGHEST_PROTOCOL).dump(work)
+    return buffer.getvalue()
+
+
+class _HostPickler(pickle.Pickler):
+    def reducer_override(self, value: Any) -> Any:
+        if isinstance(value, torch.Tensor) and value.device.type != "cpu":
+            return value.cpu().__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return NotImplemented
 
 
 def _start(make_encoder: MakeEncoder, place: Place) -> _Rank:
