@@ -3,12 +3,14 @@
 """`transport/nixl_agent.py`: its thread outlives its callers."""
 
 import asyncio
+import threading
 import time
 from typing import Any
 
 import pytest
 
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
+from dynamo.sglang_mm_resume.transport import nixl_agent
 from dynamo.sglang_mm_resume.transport.nixl_agent import PeerLost, Write
 from tests.transport.pair import (
     DEADLINE_S,
@@ -53,6 +55,24 @@ async def test_a_write_that_comes_to_be_posted_too_late_is_not_posted() -> None:
         await writing.agent.write(receiving.agent.name, Write([1], [1], b"", in_time()))
         assert [float(block.max()) for block in receiving.memory.tensor] == [1, 2]
         assert writing.agent.is_connected(receiving.agent.name)
+
+
+async def test_a_thread_that_does_not_end_is_told(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(nixl_agent, "STOP_TIMEOUT_S", 0.05)
+    may_go_on = threading.Event()
+    async with a_pair(2, 2, 2) as (receiving, writing):
+        stuck = Write([0], [0], b"", in_time(), load=may_go_on.wait)
+        writes = asyncio.ensure_future(writing.agent.write(receiving.agent.name, stuck))
+        await asyncio.sleep(0)
+        await writing.agent.stop()
+        assert f"NIXL agent {writing.agent.name} does not end" in caplog.text
+        may_go_on.set()
+        monkeypatch.undo()
+        await asyncio.wait_for(writes, DEADLINE_S)
+        await writing.agent.stop()
+        assert not writing.agent._thread.is_alive()
 
 
 async def test_a_write_to_a_stranger_is_a_lost_peer() -> None:

@@ -114,6 +114,18 @@ async def test_the_router_hears_of_the_first_token_once_and_of_the_end() -> None
     assert router.request_ids == set()
 
 
+async def test_a_request_that_another_worker_serves_is_no_work_of_the_choice() -> None:
+    """The choice was full, or failed: the router must not go on counting the request there."""
+    router = FakeRouter()
+    async with routing(router).choose({"token_ids": [1]}, []) as choice:
+        await choice.served_by(7)
+        assert router.request_ids
+        await choice.served_by(8)
+        assert router.request_ids == set()
+        await choice.prefilled()
+    assert [call[0] for call in router.calls] == ["best", "free"]
+
+
 async def test_a_router_that_has_forgotten_a_request_does_no_harm() -> None:
     router = FakeRouter()
     async with routing(router).choose({"token_ids": [1]}, []) as choice:

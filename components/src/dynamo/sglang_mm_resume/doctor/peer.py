@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import torch
 
+from dynamo.sglang_mm_resume.core.errors import ProtocolError
 from dynamo.sglang_mm_resume.core.layout import MAX_CHUNK_BLOCKS, Layout
 from dynamo.sglang_mm_resume.core.messages import PREFILL_REPLY, Welcome, dump, parse
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
@@ -55,7 +56,8 @@ async def write(connection: Connection, device: str) -> None:
     """The side that writes, and measures."""
     memory, agent = await _begin(device, _PATTERN)
     welcome = parse(PREFILL_REPLY, await _message(connection))
-    assert isinstance(welcome, Welcome)
+    if not isinstance(welcome, Welcome):
+        raise ProtocolError(f"the side that receives began with {welcome!r}")
     await agent.connect(welcome)
     await _write(agent, welcome)  # the first one connects
     tcp_before, rdma_before, started = tcp_sent(), rdma_sent(), time.monotonic()

@@ -54,6 +54,8 @@ IDLE_POLL_S: Final = 0.05
 LINGER_S: Final = 0.25
 #: Seconds between rounds that fail, so that a lasting fault does not flood the log.
 AFTER_ERROR_S: Final = 1.0
+#: Seconds that a worker which shuts down waits for the thread to end.
+STOP_TIMEOUT_S: Final = 10.0
 #: `prctl` of Linux: nanoseconds by which this thread's sleeps may be prolonged.
 _PR_SET_TIMERSLACK: Final = 29
 #: Makes UCX connect ahead of the first chunk (5 to 13 ms); receivers drop it.
@@ -152,12 +154,23 @@ class NixlAgent:
         self.metadata = await self._call(self._create)
 
     async def stop(self) -> None:
-        """Wait for writes in flight, deregister, end the thread. Safe to call twice."""
+        """Wait for writes in flight, deregister, end the thread. Safe to call twice.
+
+        A write to a hung receiver may never end: after `STOP_TIMEOUT_S` the log says so, and the
+        pool stays registered until the process ends.
+        """
         if not self._thread.is_alive():
             return
         self._stopping = True
         self._commands.put(None)
-        await self._loop.run_in_executor(None, self._thread.join, 10.0)
+        await self._loop.run_in_executor(None, self._thread.join, STOP_TIMEOUT_S)
+        if self._thread.is_alive():
+            logger.error(
+                "NIXL agent %s does not end: %d writes are still in flight after %g s",
+                self.name,
+                self.num_in_flight,
+                STOP_TIMEOUT_S,
+            )
 
     async def connect(self, peer: Welcome) -> None:
         """Load a receiver's metadata and prepare its block list, once per peer."""

@@ -122,9 +122,10 @@ class Encoding:
 
     async def _encode(self) -> Rows:
         sized = await self.sized()
-        if self._prepared is None:
-            assert self._stored is not None
+        if self._stored is not None:
             return self._stored
+        if self._prepared is None:
+            raise RuntimeError("an item is encoded that was neither prepared nor stored")
         rows = await self._encodings.encoder.encode(self._prepared)
         self._encodings.totals.encodes += 1
         self._prepared = None

@@ -53,14 +53,28 @@ class Choice:
 
     def __init__(self, router: Router | None, worker: int | None, request_id: str) -> None:
         self.worker = worker
-        self._router = router
+        self._router = router  # while it counts the request
         self._request_id = request_id
+        self._is_prefilled = False
+
+    async def served_by(self, worker: int) -> None:
+        """Who has the request now. Where that is not the choice, the router counts it no longer:
+        the chosen worker would look busy with it.
+        """
+        if worker != self.worker:
+            await self.free()
 
     async def prefilled(self) -> None:
         """The first token is there: from now on it is decoded."""
+        if self._router is not None and not self._is_prefilled:
+            self._is_prefilled = True
+            await _told(self._router.mark_prefill_complete(self._request_id))
+
+    async def free(self) -> None:
+        """The request is no work of the choice any more."""
         if self._router is not None:
             router, self._router = self._router, None
-            await _told(router.mark_prefill_complete(self._request_id))
+            await _told(router.free(self._request_id))
 
 
 class KvRouting:
@@ -90,10 +104,11 @@ class KvRouting:
         if self._router is None or worker is None:
             yield Choice(None, None, request_id)
             return
+        choice = Choice(self._router, worker, request_id)
         try:
-            yield Choice(self._router, worker, request_id)
+            yield choice
         finally:
-            await _told(self._router.free(request_id))
+            await choice.free()
 
     async def _ask(
         self, request: dict[str, Any], media: Sequence[Media], request_id: str

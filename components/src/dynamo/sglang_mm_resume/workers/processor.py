@@ -270,6 +270,7 @@ class Processor:
         while True:
             async with self._prefill_workers.borrow(route.prefill, tried, choice.worker) as prefill:
                 tried.add(prefill)
+                await choice.served_by(prefill)
                 part = answer.next_part()
                 try:
                     here = small and self._adaptive.can_encode(prefill)

@@ -85,7 +85,8 @@ async def run_engine(
     engine = sgl.Engine(server_args=config.server_args)
     server_args = config.use_resolved_server_args(engine.server_args)
     publisher, metrics_task, labels = await setup_sgl_metrics(engine, config, generate)
-    assert publisher is not None  # only embedding workers have none
+    if publisher is None:
+        raise RuntimeError("Dynamo made no publisher of metrics: embedding workers alone have none")
     try:
         if server_args.node_rank >= 1:
             await handle_non_leader_node(engine, publisher, metrics_task)
