@@ -50,7 +50,10 @@ def encoder_threads(base_gpu_id: int) -> Iterator[dict[str, ThreadPoolExecutor]]
 
     towers = SimpleNamespace(first=None, dp_size=1, lost=None, lead=lambda model: None)
     towers.close = lambda: None
-    tower = SimpleNamespace(device="cuda", model=None, gpu_id=base_gpu_id)
+    preprocessor = SimpleNamespace()
+    tower = SimpleNamespace(
+        device="cuda", model=None, gpu_id=base_gpu_id, preprocessor=preprocessor
+    )
     arguments = SimpleNamespace(tp_size=1, dp_size=1, base_gpu_id=base_gpu_id, device="cuda")
     with (
         mock.patch.object(sglang_encoder, "Towers", lambda *_: towers),
@@ -58,7 +61,8 @@ def encoder_threads(base_gpu_id: int) -> Iterator[dict[str, ThreadPoolExecutor]]
         mock.patch.object(sglang_encoder, "_install_load_video_passthrough", lambda: None),
     ):
         encoder = sglang_encoder.VisionEncoder(arguments, num_threads=1)
-        found = {n: v for n, v in vars(encoder).items() if isinstance(v, ThreadPoolExecutor)}
+        held = {**vars(encoder), **vars(preprocessor)}
+        found = {n: v for n, v in held.items() if isinstance(v, ThreadPoolExecutor)}
         try:
             yield found
         finally:

@@ -103,12 +103,15 @@ def test_a_part_that_does_not_end_well_has_failed(part: str, limit_s: float, why
     assert why in last.why
 
 
-def test_the_threads_of_an_encode_worker_are_found() -> None:
+def test_the_threads_of_an_encode_worker_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     """With stand-ins for its towers, as on a GPU; a rename would leave nothing to look at."""
+    used: list[int] = []
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
     with under_test.encoder_threads(base_gpu_id=1) as threads:
-        assert len(threads) == 2
+        assert len(threads) == 3
         for pool in threads.values():
             assert pool.submit(int).result() == 0
+    assert used == [1, 1, 1]
 
 
 def test_a_thread_that_says_no_device_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
