@@ -170,7 +170,7 @@ async def test_a_writer_that_goes_on_after_its_resume_was_stopped_overwrites_nob
         assert bool((receiving.memory.tensor[blocks] == 7.0).all())
         written = receiving.memory.tensor[list(grant.blocks)].flatten(0, 1)
         assert same_bits(written, rows_of(0, 64)[: len(written)])
-        assert receiving.asked == [(1, grant.transfer_id)]
+        assert set(receiving.asked) == {(1, grant.transfer_id)}
         assert receiving.pool.stats().quarantined == 2
         await writing.writer.close(grant.transfer_id)
 
