@@ -236,7 +236,7 @@ async def test_a_peer_that_leaves_during_a_copy_is_lost(gpu: list[Stream]) -> No
         waiting = await begun(writing, receiving, write_of(writing, 1, 0))
         await writing.agent.disconnect(receiving.agent.name)
         gpu[0].go_on()
-        with pytest.raises(PeerLost):
+        with pytest.raises(PeerLost, match="is not connected"):
             await asyncio.wait_for(waiting, DEADLINE_S)
 
 
