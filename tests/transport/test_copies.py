@@ -17,10 +17,10 @@ import torch
 
 from dynamo.sglang_mm_resume.core.errors import TransferFailed
 from dynamo.sglang_mm_resume.core.messages import Sized
-from dynamo.sglang_mm_resume.transport import cuda
+from dynamo.sglang_mm_resume.transport import cuda, nixl_agent
 from dynamo.sglang_mm_resume.transport.copies import DONE
 from dynamo.sglang_mm_resume.transport.memory import PoolMemory
-from dynamo.sglang_mm_resume.transport.nixl_agent import PeerLost, Write
+from dynamo.sglang_mm_resume.transport.nixl_agent import BUSY_POLL_S, PeerLost, Write
 from tests.support import fake_gpu
 from tests.support.fake_gpu import Driver, Stream, pool_on_gpu, read, rows_on_gpu, use_driver
 from tests.transport.pair import (
@@ -185,10 +185,12 @@ def write_of(writing: WritingSide, seed: int, block: int, valid_s: float = DEADL
     return Write([block], [block], b"", deadline, lambda: writing.memory.scatter(rows, [block]))
 
 
-async def begun(writing: WritingSide, receiving: ReceivingSide, write: Write, number: int = 1):
-    """The write, once so many copies wait in NIXL's thread."""
+async def begun(
+    writing: WritingSide, receiving: ReceivingSide, write: Write
+) -> asyncio.Future[float]:
+    """The write, once its copy is under way."""
     running = asyncio.ensure_future(writing.agent.write(receiving.agent.name, write))
-    await until(lambda: len(writing.agent._loads) == number)
+    await until(lambda: bool(writing.agent._loads))
     return running
 
 
@@ -206,6 +208,18 @@ async def test_nothing_waits_in_the_thread_for_a_copy(gpu: list[Stream]) -> None
         gpu[0].go_on()
         await asyncio.wait_for(waiting, DEADLINE_S)
         assert same_bits(receiving.memory.tensor[0], rows_of(1, BLOCK_SIZE))
+
+
+@pytest.mark.parametrize(("spin_s", "interval"), [(60.0, 0.0), (0.0, BUSY_POLL_S)])
+async def test_a_copy_is_asked_for_without_a_sleep_at_first(
+    spin_s: float, interval: float, gpu: list[Stream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nixl_agent, "SPIN_S", spin_s)
+    async with a_pair(4, 4, 2) as (receiving, writing):
+        waiting = await begun(writing, receiving, write_of(writing, 1, 0))
+        assert writing.agent._poll_interval() == interval
+        gpu[0].go_on()
+        await asyncio.wait_for(waiting, DEADLINE_S)
 
 
 async def test_a_grant_that_expires_during_its_copy_ends_after_the_copy(gpu: list[Stream]) -> None:
