@@ -87,7 +87,8 @@ class Copier:
                 _copy_on_host(target, source)
                 continue
             used = (gpu, self._stream(gpu))
-            with torch.cuda.stream(used[1]):
+            # The device first: leaving a stream of another one would make a context on that.
+            with torch.cuda.device(gpu), torch.cuda.stream(used[1]):
                 target.copy_(source, non_blocking=True)
         return DONE if used is None else _OnGpu(*used)
 
