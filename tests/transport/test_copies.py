@@ -61,6 +61,7 @@ def _scatter_from_a_gpu() -> None:
         for name, stand_in in (("Stream", Stream), ("stream", fake_gpu._stream)):
             patch.setattr(torch.cuda, name, stand_in)
         patch.setattr(torch.cuda, "Event", fake_gpu.Event)
+        patch.setattr(torch.cuda, "device", lambda device: nullcontext())
         use_driver(patch, Driver())
         memory_on(ON_HOST, patch).scatter(rows_on_gpu(rows_of(1, NUM_TOKENS)), BLOCKS)
 
