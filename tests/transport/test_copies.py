@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import multiprocessing
 import time
+from contextlib import nullcontext
 
 import pytest
 import torch
