@@ -11,6 +11,7 @@ import pytest
 
 from dynamo.sglang_mm_resume.core.errors import ProtocolError, TransferFailed
 from dynamo.sglang_mm_resume.transport import nixl_agent
+from dynamo.sglang_mm_resume.transport.copies import DONE, Copy
 from dynamo.sglang_mm_resume.transport.nixl_agent import PeerLost, Write
 from tests.transport.pair import (
     DEADLINE_S,
@@ -62,8 +63,13 @@ async def test_a_thread_that_does_not_end_is_told(
 ) -> None:
     monkeypatch.setattr(nixl_agent, "STOP_TIMEOUT_S", 0.05)
     may_go_on = threading.Event()
+
+    def load() -> Copy:
+        may_go_on.wait()
+        return DONE
+
     async with a_pair(2, 2, 2) as (receiving, writing):
-        stuck = Write([0], [0], b"", in_time(), load=may_go_on.wait)
+        stuck = Write([0], [0], b"", in_time(), load=load)
         writes = asyncio.ensure_future(writing.agent.write(receiving.agent.name, stuck))
         await asyncio.sleep(0)
         await writing.agent.stop()
