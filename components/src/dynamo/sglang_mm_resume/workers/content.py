@@ -18,6 +18,8 @@ from typing import Any, Final, Protocol
 
 import msgspec
 
+from dynamo.sglang_mm_resume.config import MAX_MEDIA_ITEMS
+
 #: JSON objects that a body may have. The largest body made of empty objects would take two seconds
 #: to decode; a text with so many braces is longer than any model's context.
 MAX_OBJECTS: Final = 2**18
@@ -177,6 +179,6 @@ def _complaint(found: Iterator[_Found], max_media_items: int) -> str | None:
     if num_media > max_media_items:
         return (
             f"{num_media} media items in one request, at most {max_media_items} are accepted "
-            "(DYN_SGL_MM_RESUME_MAX_MEDIA_ITEMS)"
+            f"({MAX_MEDIA_ITEMS.label})"
         )
     return None
