@@ -43,4 +43,5 @@ FOUND = [
     # The engine asks the grammar for the next token, ever longer, before it serves others.
     _chat("nested-repetitions", guided_regex="(((((.*)*)*)*)*)*", max_tokens=512),
     _chat("nested-counts", guided_regex="(.{1,1000}){1,1000}", max_tokens=512),
+    _chat("many-repetitions", guided_regex="a?" * 3_000),
 ]

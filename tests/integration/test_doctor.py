@@ -75,8 +75,7 @@ def test_everybody_is_found_and_fits(stack: LocalStack, graph: Checks) -> None:
         check = graph[name.replace("_", " ")]
         assert (check["outcome"], check["figures"]["value"]) == ("ok", str(value))
     assert graph["releases"]["outcome"] == "ok"
-    assert (graph["pool memory"]["outcome"], graph["pool memory"]["figures"]) == ("ok", {"DRAM": 4})
-    assert graph["pinned pools"]["outcome"] == "skip"
+    assert graph["GPU memory"]["outcome"] == "ok"
 
 
 def test_a_picture_goes_through_every_pair(graph: Checks) -> None:

@@ -10,6 +10,7 @@ from dynamo.sglang_mm_resume.core.errors import Refused
 from dynamo.sglang_mm_resume.workers.grammars import (
     MAX_CHARACTERS,
     MAX_DEPTH,
+    MAX_REPETITIONS,
     MAX_WAYS,
     require_bounded,
     ways_of,
@@ -85,6 +86,15 @@ def test_length_is_bounded(guided: dict[str, Any]) -> None:
 @pytest.mark.parametrize("request_", [{}, {"sampling_options": None}, _request()])
 def test_most_requests_have_none(request_: dict[str, Any]) -> None:
     require_bounded(request_)
+
+
+def test_repetitions_in_a_row_are_bounded() -> None:
+    def asked(count: int) -> dict[str, Any]:
+        return {"sampling_options": {"guided_decoding": {"regex": "a?" * count}}}
+
+    require_bounded(asked(MAX_REPETITIONS))
+    with pytest.raises(Refused, match=f"at most {MAX_REPETITIONS} of them"):
+        require_bounded(asked(MAX_REPETITIONS + 1))
 
 
 def test_nesting_of_an_expression_costs_no_stack() -> None:
