@@ -103,7 +103,6 @@ def lose_a_worker(graph: Graph) -> None:
     worker.kill()
 
 
-#: In every merge only the first: each starts a deployment of its own.
 CASES = [
     Case("e_p_d.sh", ("processor", "encode", "prefill", "decode"), terminate, TERMINATED),
     Case("e_pd.sh", ("processor", "encode", "prefill"), interrupt, INTERRUPTED),
@@ -118,11 +117,8 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(
-    "case",
-    [CASES[0], *(pytest.param(case, marks=pytest.mark.nightly) for case in CASES[1:])],
-    ids=str,
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("case", CASES, ids=str)
 def test_a_graph_answers_and_leaves_nothing(keeper: Keeper, tmp_path: Path, case: Case) -> None:
     keeper.stop()  # two cores do not carry two
     with launched(case.script, tmp_path) as graph:

@@ -85,6 +85,7 @@ def test_workers_that_lose_their_leases_end(
     assert_exact(_ask(stack), expected)
 
 
+@pytest.mark.nightly
 def test_etcd_that_is_killed_and_comes_back_costs_nothing(
     stack: LocalStack, etcd: Etcd, expected: OracleAnswer
 ) -> None:

@@ -52,6 +52,7 @@ def test_healthy_once_ready(stack: LocalStack, path: str) -> None:
         assert [get(f"{url}/{path}").status_code for url in urls] == [200]
 
 
+@pytest.mark.nightly
 def test_encode_worker_ends_and_comes_back(stack: LocalStack, oracle: Oracle) -> None:
     assert stack.terminate("encode-0", EXIT_DEADLINE_S) == 0
     assert wait_until(lambda: _ask(stack).status == 503, NOTICE_DEADLINE_S)
@@ -72,6 +73,7 @@ def test_encode_worker_ends_with_a_request_in_flight(stack: LocalStack) -> None:
     assert answer.ok or answer.status == 503, answer.raw
 
 
+@pytest.mark.nightly
 def test_prefill_worker_ends_and_comes_back(stack: LocalStack, oracle: Oracle) -> None:
     assert stack.terminate("prefill-0", EXIT_DEADLINE_S) == 0
     assert wait_until(lambda: not _is_listed(stack), NOTICE_DEADLINE_S)
@@ -82,6 +84,7 @@ def test_prefill_worker_ends_and_comes_back(stack: LocalStack, oracle: Oracle) -
     assert_exact(_ask(stack), oracle.generate([IMAGE], QUESTION, MAX_TOKENS))
 
 
+@pytest.mark.nightly
 def test_processor_ends_and_comes_back(stack: LocalStack, oracle: Oracle) -> None:
     assert stack.terminate("processor", EXIT_DEADLINE_S) == 0
     assert wait_until(lambda: not _is_listed(stack), NOTICE_DEADLINE_S)

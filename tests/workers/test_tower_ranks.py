@@ -16,7 +16,7 @@ from tests.support.tower_rows import SIZES
 
 DEADLINE_S = 150
 
-pytestmark = [pytest.mark.full, pytest.mark.timeout(2 * DEADLINE_S + 30)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(2 * DEADLINE_S + 30)]
 
 ARGUMENTS = (
     *("--model-path", str(TRAINED_MODEL)),
