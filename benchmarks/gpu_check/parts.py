@@ -161,7 +161,7 @@ def legacy_ipc(options: Options) -> Iterator[Row]:
             continue
         code = (
             f"from benchmarks.gpu_check import under_test as u; m = u.pool({options.device!r}, 4); "
-            "print(u.is_legacy_ipc_capable(m.tensor.data_ptr()))"
+            "print(u.is_ipc_capable(m.tensor))"
         )
         environment = os.environ | {"PYTORCH_CUDA_ALLOC_CONF": setting}
         answer = subprocess.run(

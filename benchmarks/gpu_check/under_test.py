@@ -12,7 +12,8 @@ from unittest import mock
 import torch
 
 from dynamo.sglang_mm_resume.core.layout import Layout
-from dynamo.sglang_mm_resume.doctor.gpus import is_legacy_ipc_capable, pin_error
+from dynamo.sglang_mm_resume.doctor.gpus import pin_error
+from dynamo.sglang_mm_resume.transport.cuda import is_ipc_capable
 from dynamo.sglang_mm_resume.transport.memory import DTYPES, PoolMemory
 from dynamo.sglang_mm_resume.workers.gpus import pool_device
 
@@ -20,7 +21,7 @@ from dynamo.sglang_mm_resume.workers.gpus import pool_device
 BLOCK_SIZE: Final = 128
 WIDTH: Final = 3584
 
-__all__ = ["BLOCK_SIZE", "DTYPES", "WIDTH", "is_legacy_ipc_capable", "pin_error"]
+__all__ = ["BLOCK_SIZE", "DTYPES", "WIDTH", "is_ipc_capable", "pin_error"]
 
 
 def pool(

@@ -6,7 +6,6 @@ Run as a program, it prints that as one line of JSON: importing torch takes seco
 GPU whose driver hangs never returns, so another process does it, which can be given up.
 """
 
-import ctypes
 import json
 import subprocess
 import sys
@@ -22,8 +21,6 @@ if TYPE_CHECKING:
 
 #: Seconds for importing torch and asking every GPU: torch alone takes ten from a cold disk.
 LIMIT_S: Final = 60.0
-#: `CU_POINTER_ATTRIBUTE_IS_LEGACY_CUDA_IPC_CAPABLE` of cuda.h.
-_IS_LEGACY_CUDA_IPC_CAPABLE: Final = 10
 
 
 class Gpu(BaseModel):
@@ -90,21 +87,6 @@ def torch_facts(limit_s: float = LIMIT_S) -> TorchFacts:
         raise TorchUnusable(f"torch cannot be used: {complaint:.300}") from None
 
 
-def is_legacy_ipc_capable(address: int) -> bool:
-    """Whether another process may map the GPU memory at `address`, as UCX's cuda_ipc does.
-
-    Raises `OSError` without NVIDIA's driver, `RuntimeError` if it does not know the address.
-    """
-    driver = ctypes.CDLL("libcuda.so.1")
-    found = ctypes.c_uint(0)
-    error = driver.cuPointerGetAttribute(
-        ctypes.byref(found), _IS_LEGACY_CUDA_IPC_CAPABLE, ctypes.c_uint64(address)
-    )
-    if error:
-        raise RuntimeError(f"cuPointerGetAttribute of address {address:#x}: CUDA error {error}")
-    return bool(found.value)
-
-
 def device_files(folder: Path = Path("/dev")) -> list[str]:
     """The files of NVIDIA devices that are visible here."""
     return sorted(str(path) for path in folder.glob("nvidia[0-9]*"))
@@ -134,13 +116,14 @@ def _try_pools() -> PoolFacts:
     import torch
 
     from dynamo.sglang_mm_resume.core.layout import Layout
+    from dynamo.sglang_mm_resume.transport import cuda
     from dynamo.sglang_mm_resume.transport.memory import PoolMemory
 
     layout = Layout(model="doctor", width=3584, dtype="bfloat16", block_size=128)
     try:
         on_gpu = PoolMemory(layout, 4, torch.device("cuda", 0)).tensor
         on_host = PoolMemory(layout, 4, torch.device("cpu")).tensor
-        capable = is_legacy_ipc_capable(on_gpu.data_ptr())
+        capable = cuda.is_ipc_capable(on_gpu)
         return PoolFacts(legacy_ipc=capable, pin_error=pin_error(on_host))
     except (RuntimeError, OSError) as error:
         return PoolFacts(error=f"{type(error).__name__}: {error!s:.300}")
